@@ -1,0 +1,97 @@
+# Decides whether the CUDA backend is built. CONVT3D_CUDA is AUTO, ON or OFF: a CMake option or an environment variable.
+# Defines CONVT3D_WITH_CUDA; CONVT3D_CUDA_MISSING, the reason where it is off; CONVT3D_CUDA_ARCHITECTURE_NAMES;
+# and target convt3d_cublas_headers.
+set(default AUTO)
+if(DEFINED ENV{CONVT3D_CUDA})
+  set(default $ENV{CONVT3D_CUDA})
+endif()
+set(CONVT3D_CUDA ${default} CACHE STRING "Build the CUDA backend: AUTO, ON or OFF")
+set_property(CACHE CONVT3D_CUDA PROPERTY STRINGS AUTO ON OFF)
+set(CONVT3D_CUDA_ARCHITECTURES "" CACHE STRING
+  "GPU architectures to build for, as CMAKE_CUDA_ARCHITECTURES; empty for all that the toolkit has, or 'native'")
+if(NOT CONVT3D_CUDA MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR "CONVT3D_CUDA must be AUTO, ON or OFF, but is '${CONVT3D_CUDA}'")
+endif()
+
+set(CONVT3D_WITH_CUDA OFF)
+set(CONVT3D_CUDA_MISSING "")
+
+# Looks for what the backend needs; leaves the reason in CONVT3D_CUDA_MISSING where something is not there.
+macro(convt3d_find_cuda)
+  include(CheckLanguage)
+  # CMake needs some architecture to try the compiler with; the real list follows once its version is known.
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES OFF)
+    set(choose_architectures ON)
+  endif()
+  check_language(CUDA)
+  if(NOT CMAKE_CUDA_COMPILER)
+    set(CONVT3D_CUDA_MISSING "no CUDA compiler: install a CUDA toolkit, 12.4 or later, and put nvcc on the PATH")
+  else()
+    enable_language(CUDA)
+    find_package(CUDAToolkit QUIET)
+    if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.4)
+      set(CONVT3D_CUDA_MISSING "CUDA ${CMAKE_CUDA_COMPILER_VERSION} is too old: install a CUDA toolkit, 12.4 or later")
+    elseif(NOT TARGET CUDA::cudart_static)
+      set(CONVT3D_CUDA_MISSING "the CUDA toolkit has no libcudart_static.a: install its runtime's development files")
+    else()
+      convt3d_find_cublas_headers()
+    endif()
+  endif()
+endmacro()
+
+# cuBLAS's headers, from the toolkit or else from the nvidia-cublas package. Its library is not needed to build.
+function(convt3d_find_cublas_headers)
+  set(package_dirs "")
+  if(Python_Interpreter_FOUND)
+    execute_process(
+      COMMAND ${Python_EXECUTABLE} -c
+              "import importlib.util as u, pathlib as p
+spec = u.find_spec('nvidia')
+roots = [p.Path(r) for r in spec.submodule_search_locations] if spec else []
+print(';'.join(str(h.parent) for r in roots for h in sorted(r.glob('*/include/cublas_v2.h'))))"
+      OUTPUT_VARIABLE package_dirs OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  endif()
+  find_path(CONVT3D_CUBLAS_INCLUDE_DIR cublas_v2.h HINTS ${CUDAToolkit_INCLUDE_DIRS} ${package_dirs} NO_CACHE)
+  if(CONVT3D_CUBLAS_INCLUDE_DIR)
+    add_library(convt3d_cublas_headers INTERFACE)
+    # After the toolkit's own headers: a package of several libraries may hold others of another version.
+    target_compile_options(convt3d_cublas_headers INTERFACE
+      "$<$<COMPILE_LANGUAGE:CXX>:SHELL:-idirafter ${CONVT3D_CUBLAS_INCLUDE_DIR}>"
+      "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-idirafter,${CONVT3D_CUBLAS_INCLUDE_DIR}>")
+  else()
+    set(CONVT3D_CUDA_MISSING
+        "no cuBLAS headers (cublas_v2.h): pip install nvidia-cublas, which CONVT3D_CUDA=ON pip install does by itself"
+        PARENT_SCOPE)
+  endif()
+endfunction()
+
+if(CONVT3D_CUDA STREQUAL OFF)
+  set(CONVT3D_CUDA_MISSING "built with CONVT3D_CUDA=OFF")
+else()
+  convt3d_find_cuda()
+  if(NOT CONVT3D_CUDA_MISSING)
+    set(CONVT3D_WITH_CUDA ON)
+  elseif(CONVT3D_CUDA STREQUAL ON)
+    message(FATAL_ERROR "CONVT3D_CUDA=ON, but ${CONVT3D_CUDA_MISSING}")
+  endif()
+endif()
+
+if(CONVT3D_WITH_CUDA)
+  if(CONVT3D_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES ${CONVT3D_CUDA_ARCHITECTURES})
+  elseif(choose_architectures)
+    set(CMAKE_CUDA_ARCHITECTURES 80 86 89 90)
+    if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
+      list(APPEND CMAKE_CUDA_ARCHITECTURES 100 120)
+    endif()
+    # Machine code for each, and PTX of the newest for what comes after it.
+    list(POP_BACK CMAKE_CUDA_ARCHITECTURES newest)
+    list(TRANSFORM CMAKE_CUDA_ARCHITECTURES APPEND -real)
+    list(APPEND CMAKE_CUDA_ARCHITECTURES ${newest})
+  endif()
+  list(JOIN CMAKE_CUDA_ARCHITECTURES " " CONVT3D_CUDA_ARCHITECTURE_NAMES)
+  message(STATUS "convt3d: CUDA backend with CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${CONVT3D_CUDA_ARCHITECTURE_NAMES}")
+else()
+  message(STATUS "convt3d: no CUDA backend: ${CONVT3D_CUDA_MISSING}")
+endif()

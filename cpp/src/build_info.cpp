@@ -1,0 +1,51 @@
+#include <sstream>
+#include <stdexcept>
+
+#include "convt3d/convt3d.h"
+#ifdef CONVT3D_WITH_CPU
+#include "gemm/cpu/cblas.h"
+#endif
+#ifdef CONVT3D_WITH_CUDA
+#include "cuda/check.h"
+#include "gemm/cuda/cublas.h"
+#endif
+
+namespace convt3d {
+
+Target Target::cuda(int device) {
+#ifdef CONVT3D_WITH_CUDA
+  int multiprocessors = 0;
+  check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+             "reading the number of multiprocessors");
+  return {Backend::cuda, multiprocessors};
+#else
+  (void)device;
+  throw std::runtime_error(
+      "this build of convt3d has no CUDA backend (" CONVT3D_CUDA_MISSING
+      "); rebuild with nvcc on the PATH: CONVT3D_CUDA=ON pip install --force-reinstall convt3d-gemm");
+#endif
+}
+
+BuildInfo build_info() {
+  BuildInfo info;
+  info.version = CONVT3D_VERSION;
+#ifdef CONVT3D_WITH_CPU
+  info.backends.push_back("cpu");
+  info.cblas = gemm::cblas_description();
+#endif
+#ifdef _OPENMP
+  info.openmp = true;
+#endif
+#ifdef CONVT3D_WITH_CUDA
+  info.backends.push_back("cuda");
+  info.cuda_version = CONVT3D_CUDA_VERSION;
+  std::istringstream architectures(CONVT3D_CUDA_ARCHITECTURES);
+  for (std::string name; architectures >> name;) info.cuda_architectures.push_back(name);
+  info.cublas = gemm::CublasLibrary::instance().description();
+#else
+  info.cuda_missing = CONVT3D_CUDA_MISSING;
+#endif
+  return info;
+}
+
+}  // namespace convt3d

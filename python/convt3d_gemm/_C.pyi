@@ -1,0 +1,138 @@
+"""The C++ library, over addresses of tensors. The rest of the package is its only caller."""
+
+class DataType:
+    float64: DataType
+    float32: DataType
+    float16: DataType
+    bfloat16: DataType
+
+class Layout:
+    ncdhw: Layout
+    ndhwc: Layout
+
+class Precision:
+    ieee: Precision
+    tf32: Precision
+
+class Operator:
+    forward: Operator
+    grad_input: Operator
+    grad_weight: Operator
+    grad_input_weight: Operator
+    grad_bias: Operator
+
+class Problem:
+    """One transposed 3-D convolution; raises RuntimeError where its parameters do not fit together."""
+
+    def __init__(
+        self,
+        *,
+        batch: int,
+        in_channels: int,
+        out_channels: int,
+        groups: int,
+        input: tuple[int, int, int],
+        kernel: tuple[int, int, int],
+        stride: tuple[int, int, int],
+        padding: tuple[int, int, int],
+        output_padding: tuple[int, int, int],
+        dilation: tuple[int, int, int],
+        layout: Layout,
+        dtype: DataType,
+        precision: Precision,
+    ) -> None: ...
+    @property
+    def output(self) -> list[int]: ...
+
+class Target:
+    @staticmethod
+    def cpu(threads: int) -> Target: ...
+    @staticmethod
+    def cuda(device: int) -> Target: ...
+
+class Plan:
+    """How one operator of a problem is cut into pieces that fit a workspace."""
+
+    def __init__(
+        self, problem: Problem, operator: Operator, target: Target, workspace_limit: int
+    ) -> None: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+    @property
+    def column_bytes(self) -> int: ...
+    @property
+    def partial_bytes(self) -> int: ...
+    @property
+    def fits(self) -> bool: ...
+    @property
+    def samples(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def output_planes(self) -> int: ...
+    @property
+    def voxels(self) -> int: ...
+    @property
+    def splits(self) -> int: ...
+    @property
+    def partials(self) -> int: ...
+    # Below, tensors are addresses; `device` and `stream` say where CUDA work goes, `threads` how many CPU work may use.
+    def forward(
+        self,
+        input: int,
+        weight: int,
+        bias: int,
+        output: int,
+        workspace: int,
+        device: int,
+        stream: int,
+        threads: int,
+        /,
+    ) -> None: ...
+    def grad_input(
+        self,
+        grad_output: int,
+        weight: int,
+        grad_input: int,
+        workspace: int,
+        device: int,
+        stream: int,
+        threads: int,
+        /,
+    ) -> None: ...
+    def grad_weight(
+        self,
+        grad_output: int,
+        input: int,
+        grad_weight: int,
+        workspace: int,
+        device: int,
+        stream: int,
+        threads: int,
+        /,
+    ) -> None: ...
+    def grad_input_weight(
+        self,
+        grad_output: int,
+        input: int,
+        weight: int,
+        grad_input: int,
+        grad_weight: int,
+        workspace: int,
+        device: int,
+        stream: int,
+        threads: int,
+        /,
+    ) -> None: ...
+    def grad_bias(
+        self,
+        grad_output: int,
+        grad_bias: int,
+        workspace: int,
+        device: int,
+        stream: int,
+        threads: int,
+        /,
+    ) -> None: ...
+
+def build_info() -> dict[str, object]: ...

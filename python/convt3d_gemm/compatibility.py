@@ -1,0 +1,58 @@
+"""What PyTorch 2.2 and later releases spell differently, under one name each."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = [
+    "OutOfMemoryError",
+    "allows_tf32",
+    "autocast_dtype",
+    "cuda_stream",
+    "is_plain_eager",
+]
+
+OutOfMemoryError: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+
+
+def allows_tf32() -> bool:
+    """Whether PyTorch's own convolution would use TF32 for float32 on CUDA just now."""
+    convolution = getattr(torch.backends.cudnn, "conv", None)  # PyTorch 2.9 and later
+    if convolution is not None:
+        return bool(convolution.fp32_precision == "tf32")
+    return bool(torch.backends.cudnn.allow_tf32)
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The dtype that autocast wants convolutions in on this device type, or None outside autocast."""
+    if hasattr(torch, "get_autocast_dtype"):  # PyTorch 2.4 and later
+        return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+    if device_type == "cuda":
+        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+
+
+if hasattr(torch._C, "_cuda_getCurrentRawStream"):
+    cuda_stream = torch._C._cuda_getCurrentRawStream
+else:
+
+    def cuda_stream(device: int) -> int:
+        """The address of the device's current stream."""
+        return int(torch.cuda.current_stream(device).cuda_stream)
+
+
+def is_plain_eager() -> bool:
+    """Whether nothing watches operators being called: no tracing, no dispatch mode, no functional transform.
+
+    Where a release lacks one of the questions, the answer is no, and the call takes the longer way.
+    """
+    try:
+        return (
+            torch._C._len_torch_dispatch_stack() == 0
+            and torch._C._functorch.peek_interpreter_stack() is None
+            and torch._C._get_tracing_state() is None
+            and torch.autograd.forward_ad._current_level < 0
+            and torch._C._len_torch_function_stack() == 0
+        )
+    except AttributeError:
+        return False

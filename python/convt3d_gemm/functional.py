@@ -1,0 +1,92 @@
+"""`conv_transpose3d`, with the arguments of its namesake in torch.nn.functional."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from convt3d_gemm import operators, selection
+from convt3d_gemm.compatibility import autocast_dtype, is_plain_eager
+from convt3d_gemm.parameters import Parameters, SizeArgument
+
+__all__ = ["conv_transpose3d"]
+
+
+def conv_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: SizeArgument = 1,
+    padding: SizeArgument = 0,
+    output_padding: SizeArgument = 0,
+    groups: int = 1,
+    dilation: SizeArgument = 1,
+    *,
+    algorithm: str = "auto",
+) -> Tensor:
+    """Transposed 3-D convolution, differentiable any number of times.
+
+    Per dimension the output's size is (I - 1) * stride - 2 * padding + dilation * (k - 1) + output_padding + 1, as
+    https://pytorch.org/docs/stable/generated/torch.nn.ConvTranspose3d.html gives it.
+
+    Args:
+        input: (N, Cin, D, H, W), or (Cin, D, H, W) for one sample; N may be 0. float64, float32, float16 or bfloat16,
+            on a CPU or a CUDA device. channels_last_3d is kept. float32 on CUDA multiplies in TF32 exactly where
+            PyTorch's own convolution would (`torch.backends.cudnn`).
+        weight: (Cin, Cout / groups, kd, kh, kw), in the input's dtype and on its device.
+        bias: (Cout,), or None.
+        stride: one int, or three for depth, height and width; at least 1.
+        padding: voxels cut off each side of the full output; at least 0.
+        output_padding: voxels added to the far side; smaller than stride or dilation.
+        groups: number of blocks that channels fall into, each connected only within itself; divides Cin and Cout.
+        dilation: spacing of the kernel's taps; at least 1.
+        algorithm: "gemm" (columns, then col2vol), "native" (PyTorch's own), or "auto": gemm where it fits the
+            workspace limit, else native.
+
+    Returns:
+        (N, Cout, OD, OH, OW), or (Cout, OD, OH, OW) for an input of one sample.
+
+    Raises:
+        ValueError: an algorithm that there is not.
+        TypeError: an argument of the wrong type.
+        RuntimeError: sizes, dtypes, devices or parameters that no convolution satisfies, as PyTorch raises it.
+        NotImplementedError: an integer or complex dtype.
+    """
+    selection.check_algorithm(algorithm)
+    compiling = torch.compiler.is_compiling()
+    make = Parameters.make if compiling else Parameters.cached
+    parameters = make(stride, padding, output_padding, dilation, groups)
+    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
+        if not isinstance(tensor, Tensor) and not (tensor is None and name == "bias"):
+            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+    dimensions = input.dim()
+    if dimensions not in (4, 5):
+        raise RuntimeError(
+            "input must have 5 dimensions (N, Cin, D, H, W), or 4 (Cin, D, H, W) for one sample, "
+            f"got size {tuple(input.shape)}"
+        )
+    if dimensions == 4:
+        input = input.unsqueeze(0)
+    dtype = autocast_dtype(input.device.type)
+    if dtype is not None:
+        input, weight, bias = (_autocast(tensor, dtype) for tensor in (input, weight, bias))
+    if not compiling and not _needs_dispatcher(input, weight, bias):
+        # Nobody differentiates or watches this call, so it saves the way through the dispatcher.
+        output = selection.forward(input, weight, bias, parameters, algorithm)
+    else:
+        output = operators.forward(input, weight, bias, *parameters, algorithm)
+    return output.squeeze(0) if dimensions == 4 else output
+
+
+def _autocast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The tensor in autocast's dtype; float64, which autocast leaves alone, as it is."""
+    if tensor is None or not tensor.is_floating_point() or tensor.dtype is torch.float64:
+        return tensor
+    return tensor.to(dtype)
+
+
+def _needs_dispatcher(*tensors: Tensor | None) -> bool:
+    present = [tensor for tensor in tensors if tensor is not None]
+    differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in present)
+    plain = all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in present)
+    return differentiated or not plain or not is_plain_eager()

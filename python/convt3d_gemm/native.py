@@ -1,0 +1,51 @@
+"""PyTorch's own transposed convolution (cuDNN, oneDNN), under the same operators as the other algorithms."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from convt3d_gemm.parameters import Parameters
+
+__all__ = ["forward", "gradients"]
+
+
+def forward(input: Tensor, weight: Tensor, bias: Tensor | None, parameters: Parameters) -> Tensor:
+    """The transposed convolution, (N, Cout, OD, OH, OW)."""
+    return torch.ops.aten.convolution.default(
+        input,
+        weight,
+        bias,
+        parameters.stride,
+        parameters.padding,
+        parameters.dilation,
+        True,
+        parameters.output_padding,
+        parameters.groups,
+    )
+
+
+def gradients(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    parameters: Parameters,
+    *,
+    with_input: bool,
+    with_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients asked for, with respect to the input and the weight."""
+    grad_input, grad_weight, _ = torch.ops.aten.convolution_backward.default(
+        grad_output,
+        input,
+        weight,
+        None,
+        parameters.stride,
+        parameters.padding,
+        parameters.dilation,
+        True,
+        parameters.output_padding,
+        parameters.groups,
+        [with_input, with_weight, False],
+    )
+    return grad_input, grad_weight
