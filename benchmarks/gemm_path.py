@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import convt3d_gemm
-from convt3d_gemm.bench.layers import LAYERS, Layer
+from convt3d_gemm.bench.layers import LAYERS, PRESETS, Layer
 
 FORWARD_BOUND = ("kb58", "kb61", "kb70", "kb73", "kb77", "nnunet_mid", "nnunet_top", "gan_k4s2")
 FORWARD_OVER_CUDNN = {
@@ -208,7 +208,7 @@ def show(row: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="forward,gradients,host,memory")
-    parser.add_argument("--layers", default=",".join(LAYERS))
+    parser.add_argument("--layers", default=",".join(layer.name for layer in PRESETS["all"]))
     parser.add_argument("--limit-mb", type=float, help="workspace limit in MiB")
     parser.add_argument("--json")
     arguments = parser.parse_args()

@@ -95,6 +95,7 @@ struct Axis {
   Index index_step = 1;       // dilation / g
   Index inverse = 0;          // of index_step, modulo tap_step
   Divisor<Index> by_common;   // g
+  Divisor<Index> by_stride;
   Divisor<Index> by_tap_step;
   Divisor<Index> by_index_step;
 
@@ -110,6 +111,7 @@ struct Axis {
     tap_step = stride / common;
     index_step = dilation / common;
     by_common = Divisor<Index>(common);
+    by_stride = Divisor<Index>(stride);
     by_tap_step = Divisor<Index>(tap_step);
     by_index_step = Divisor<Index>(index_step);
     inverse = static_cast<Index>(modular_inverse(index_step, tap_step));
@@ -120,24 +122,26 @@ struct Axis {
     return index * stride - padding + tap * dilation;
   }
 
-  // The taps that meet output position `position`, none of them tried and discarded.
+  // The taps that meet output position `position`, none of them tried and discarded. With position + padding =
+  // stride * quotient + residue, the first tap and its input's distance from the quotient depend on the residue alone.
   CONVT3D_HOST_DEVICE TapWalk<Index> taps_at(Index position) const {
     TapWalk<Index> walk;
     const Index shifted = position + padding;
-    const Index reduced = by_common.quotient(shifted);
-    if (reduced * by_common.value != shifted) return walk;
-    const Index residue = (reduced - by_tap_step.quotient(reduced) * tap_step) * inverse;
-    Index tap = residue - by_tap_step.quotient(residue) * tap_step;
+    const Index quotient = by_stride.quotient(shifted);
+    const Index residue = shifted - quotient * stride;
+    const Index reduced = by_common.quotient(residue);
+    if (reduced * by_common.value != residue) return walk;
+    const Index product = reduced * inverse;
+    Index tap = product - by_tap_step.quotient(product) * tap_step;
     if (tap >= kernel) return walk;
-    const Index distance = reduced - tap * index_step;
-    if (distance < 0) return walk;
-    Index index = by_tap_step.quotient(distance);
+    // residue - tap * dilation is a multiple of the stride, and not positive unless it is zero.
+    Index index = quotient - by_stride.quotient(tap * dilation - residue);
     if (index >= input) {
       const Index skipped = by_index_step.quotient(index - input + index_step);
       index -= skipped * index_step;
       tap += skipped * tap_step;
-      if (tap >= kernel || index < 0) return walk;
     }
+    if (tap >= kernel || index < 0) return walk;
     walk.tap = tap;
     walk.index = index;
     walk.count = smaller(by_tap_step.quotient(kernel - 1 - tap), by_index_step.quotient(index)) + 1;

@@ -29,41 +29,35 @@ CONVT3D_HOST_DEVICE Position<Index> position_of(Index voxel, const Divisor<Index
   return {plane, line - plane * by_height.value, voxel - line * by_width.value};
 }
 
-// The columns that meet one output voxel, as offsets: from `start`, `count` steps of `step` along each axis.
+// The columns along depth and height that meet one output row: `count` steps of `step` along each axis, from `start`.
 template <class Index>
-struct ColumnWalk {
+struct RowWalk {
   Index start = 0;
-  Index count_d = 0, count_h = 0, count_w = 0;
-  Index step_d = 0, step_h = 0, step_w = 0;
+  Index count_d = 0, count_h = 0;
+  Index step_d = 0, step_h = 0;
 
   // `tap_stride` and `voxel_stride` are what neighbouring taps and voxels lie apart in the columns.
-  __device__ ColumnWalk(const Geometry<Index>& geometry, Position<Index> output, Index voxel_begin, Index tap_stride,
-                        Index voxel_stride) {
-    const TapWalk<Index> d = geometry.depth.taps_at(output.depth);
-    const TapWalk<Index> h = geometry.height.taps_at(output.height);
-    const TapWalk<Index> w = geometry.width.taps_at(output.width);
-    if (d.count == 0 || h.count == 0 || w.count == 0) return;
+  __device__ RowWalk(const Geometry<Index>& geometry, Index plane, Index line, Index voxel_begin, Index tap_stride,
+                     Index voxel_stride) {
+    const TapWalk<Index> d = geometry.depth.taps_at(plane);
+    const TapWalk<Index> h = geometry.height.taps_at(line);
     const Index tap_h = geometry.width.kernel, tap_d = geometry.height.kernel * tap_h;
-    const Index line = geometry.width.input, plane = geometry.height.input * line;
+    const Index input_line = geometry.width.input, input_plane = geometry.height.input * input_line;
     count_d = d.count;
     count_h = h.count;
-    count_w = w.count;
-    step_d = geometry.depth.tap_step * tap_d * tap_stride - geometry.depth.index_step * plane * voxel_stride;
-    step_h = geometry.height.tap_step * tap_h * tap_stride - geometry.height.index_step * line * voxel_stride;
-    step_w = geometry.width.tap_step * tap_stride - geometry.width.index_step * voxel_stride;
-    start = (d.tap * tap_d + h.tap * tap_h + w.tap) * tap_stride +
-            (d.index * plane + h.index * line + w.index - voxel_begin) * voxel_stride;
+    step_d = geometry.depth.tap_step * tap_d * tap_stride - geometry.depth.index_step * input_plane * voxel_stride;
+    step_h = geometry.height.tap_step * tap_h * tap_stride - geometry.height.index_step * input_line * voxel_stride;
+    start = (d.tap * tap_d + h.tap * tap_h) * tap_stride +
+            (d.index * input_plane + h.index * input_line - voxel_begin) * voxel_stride;
   }
 
+  // Calls visit(offset) for every pair of a depth and a height tap.
   template <class Visit>
   __device__ void visit(const Visit& visit) const {
     Index plane = start;
     for (Index a = 0; a < count_d; ++a, plane += step_d) {
       Index line = plane;
-      for (Index b = 0; b < count_h; ++b, line += step_h) {
-        Index offset = line;
-        for (Index c = 0; c < count_w; ++c, offset += step_w) visit(offset);
-      }
+      for (Index b = 0; b < count_h; ++b, line += step_h) visit(line);
     }
   }
 };
@@ -72,93 +66,162 @@ template <class T, class Column, class Index>
 struct Col2VolArguments {
   Geometry<Index> geometry;
   const Column* columns;
-  const T* bias;        // of the block's first channel, or null
-  T* output;            // of the block's first sample and channel
-  Index first_voxel;    // of the output planes, and how many follow
-  Index voxels;
-  Index voxel_begin;    // of the block's input voxels, and how many there are
+  const T* bias;           // of the block's first channel, or null
+  T* output;               // of the block's first sample and channel
+  Index first_plane;       // of the output
+  Index items;             // of work per volume: see the kernels
+  Index voxel_begin;       // of the block's input voxels, and how many there are
   Index block_voxels;
-  int64_t channels;     // of the block
+  int64_t channels;        // of the block
   int64_t group_channels;
   int64_t output_sample_stride, output_channels;
   ColumnStrides strides;
-  unsigned voxel_blocks;  // thread blocks that cover one sample's voxels (times channel vectors)
+  unsigned item_blocks;    // thread blocks that cover one volume's items
   unsigned channel_blocks;
-  Divisor<Index> by_vectors, by_group_channels;
+  Divisor<Index> by_width_items, by_vectors, by_group_channels;
 };
 
-// NCDHW. One thread computes one output voxel of `Channels` neighbouring channels: the walk's arithmetic is shared, and
-// the loads of one step are independent. Neighbouring threads hold neighbouring voxels, so every store of a warp is one
-// line, and every load one line per residue of the width's stride. Each column is read once, each output written once;
-// bound by that traffic.
-template <class T, class Column, class Index, int Channels>
+// NCDHW. One thread computes the outputs [stride * m, stride * (m + 1)) of a row, `Residues` at a time, for `Channels`
+// neighbouring channels. Every output of a thread has another residue of the stride, so in a warp, whose threads hold
+// neighbouring m, each load reads one run of one tap; and the loads of `Residues` outputs, `Taps` width taps and
+// `Channels` channels are all under way at once, which is what hides memory's latency. Where a thread's outputs fill an
+// aligned vector they are stored as one. Each column is read once, each output written once; bound by that traffic.
+template <class T, class Column, class Index, int Residues, int Taps, int Channels>
 __global__ void __launch_bounds__(kThreads) col2vol_ncdhw(const __grid_constant__ Col2VolArguments<T, Column, Index> in) {
-  const unsigned volume = blockIdx.x / in.voxel_blocks;
-  const unsigned voxel_block = blockIdx.x - volume * in.voxel_blocks;
-  const Index local = static_cast<Index>(voxel_block) * kThreads + threadIdx.x;
-  if (local >= in.voxels) return;
+  using Sum = Accumulator<T>;
+  const unsigned volume = blockIdx.x / in.item_blocks;
+  const Index item = static_cast<Index>(blockIdx.x - volume * in.item_blocks) * kThreads + threadIdx.x;
+  if (item >= in.items) return;
   const unsigned sample = volume / in.channel_blocks;
   const int64_t channel = static_cast<int64_t>(volume - sample * in.channel_blocks) * Channels;
 
   const Geometry<Index>& geometry = in.geometry;
-  const Index voxel = in.first_voxel + local;
-  const Position<Index> position = position_of(voxel, geometry.by_output_width, geometry.by_output_height);
-  const ColumnWalk<Index> walk(geometry, position, in.voxel_begin, in.block_voxels, Index{1});
+  const Axis<Index>& width = geometry.width;
+  const Position<Index> position = position_of(item, in.by_width_items, geometry.by_output_height);
+  const Index plane = in.first_plane + position.depth;
+  const Index tap_stride = in.block_voxels;
+  const RowWalk<Index> rows(geometry, plane, position.height, in.voxel_begin, tap_stride, Index{1});
+  const Index step = width.tap_step * tap_stride - width.index_step;
 
   // The last channels of a block that is no multiple of `Channels` are read again rather than read past.
   const int64_t channel_stride = static_cast<int64_t>(geometry.taps) * in.block_voxels;
   const Column* source[Channels];
-  Accumulator<T> sum[Channels];
+  Sum bias[Channels];
 #pragma unroll
   for (int c = 0; c < Channels; ++c) {
     const int64_t own = smaller(channel + c, in.channels - 1);
     source[c] = in.columns + sample * in.strides.sample + own * channel_stride;
-    sum[c] = in.bias == nullptr ? Accumulator<T>(0) : static_cast<Accumulator<T>>(in.bias[own]);
+    bias[c] = in.bias == nullptr ? Sum(0) : static_cast<Sum>(in.bias[own]);
   }
-  walk.visit([&](Index offset) {
+  T* row = in.output + sample * in.output_sample_stride + channel * geometry.output_voxels +
+           (static_cast<int64_t>(plane) * geometry.height.output + position.height) * width.output;
+
+  for (Index first = 0; first < width.stride; first += Residues) {
+    const Index column = position.width * width.stride + first;
+    Index start[Residues], count[Residues], longest = 0;
+    Sum sum[Residues][Channels];
 #pragma unroll
-    for (int c = 0; c < Channels; ++c) sum[c] += static_cast<Accumulator<T>>(source[c][offset]);
-  });
-  T* target = in.output + sample * in.output_sample_stride + channel * geometry.output_voxels + voxel;
+    for (int r = 0; r < Residues; ++r) {
+      const TapWalk<Index> taps = column + r < width.output ? width.taps_at(column + r) : TapWalk<Index>{};
+      start[r] = taps.tap * tap_stride + taps.index;
+      count[r] = taps.count;
+      longest = larger(longest, taps.count);
 #pragma unroll
-  for (int c = 0; c < Channels; ++c) {
-    if (channel + c < in.channels) target[c * static_cast<int64_t>(geometry.output_voxels)] = static_cast<T>(sum[c]);
+      for (int c = 0; c < Channels; ++c) sum[r][c] = bias[c];
+    }
+    rows.visit([&](Index offset) {
+      for (Index done = 0; done < longest; done += Taps) {
+        Column loaded[Residues][Taps][Channels];
+#pragma unroll
+        for (int r = 0; r < Residues; ++r) {
+#pragma unroll
+          for (int t = 0; t < Taps; ++t) {
+            const bool present = done + t < count[r];
+            const Index at = offset + start[r] + (done + t) * step;
+#pragma unroll
+            for (int c = 0; c < Channels; ++c) loaded[r][t][c] = present ? __ldcs(source[c] + at) : Column(0.0f);
+          }
+        }
+#pragma unroll
+        for (int r = 0; r < Residues; ++r) {
+#pragma unroll
+          for (int t = 0; t < Taps; ++t) {
+#pragma unroll
+            for (int c = 0; c < Channels; ++c) sum[r][c] += static_cast<Sum>(loaded[r][t][c]);
+          }
+        }
+      }
+    });
+#pragma unroll
+    for (int c = 0; c < Channels; ++c) {
+      if (channel + c >= in.channels) break;
+      T* target = row + c * static_cast<int64_t>(geometry.output_voxels) + column;
+      Vector<T, Residues> result;
+#pragma unroll
+      for (int r = 0; r < Residues; ++r) result.element[r] = static_cast<T>(sum[r][c]);
+      if (column + Residues <= width.output && reinterpret_cast<uintptr_t>(target) % sizeof(result) == 0) {
+        *reinterpret_cast<Vector<T, Residues>*>(target) = result;
+      } else {
+#pragma unroll
+        for (int r = 0; r < Residues; ++r) {
+          if (column + r < width.output) target[r] = result.element[r];
+        }
+      }
+    }
   }
 }
 
-// NDHWC. One thread computes `Width` neighbouring channels of one output voxel, which lie in one group; neighbouring
-// threads hold neighbouring channels. Loads and stores are vectors of up to 16 bytes. Bound by the columns' traffic.
-template <class T, class Column, class Index, int Width>
+// NDHWC. One thread computes `Width` neighbouring channels, which lie in one group, of one output voxel; neighbouring
+// threads hold neighbouring channels. Loads and stores are vectors of up to 16 bytes, and `Taps` loads are under way at
+// once. Bound by the columns' traffic.
+template <class T, class Column, class Index, int Taps, int Width>
 __global__ void __launch_bounds__(kThreads) col2vol_ndhwc(const __grid_constant__ Col2VolArguments<T, Column, Index> in) {
-  const unsigned sample = blockIdx.x / in.voxel_blocks;
-  const Index local = static_cast<Index>(blockIdx.x - sample * in.voxel_blocks) * kThreads + threadIdx.x;
-  const Index local_voxel = in.by_vectors.quotient(local);
-  if (local_voxel >= in.voxels) return;
-  const Index channel = (local - local_voxel * in.by_vectors.value) * Width;
+  using Sum = Accumulator<T>;
+  const unsigned sample = blockIdx.x / in.item_blocks;
+  const Index item = static_cast<Index>(blockIdx.x - sample * in.item_blocks) * kThreads + threadIdx.x;
+  if (item >= in.items) return;
+  const Index voxel = in.by_vectors.quotient(item);
+  const Index channel = (item - voxel * in.by_vectors.value) * Width;
   const Index group = in.by_group_channels.quotient(channel);
 
   const Geometry<Index>& geometry = in.geometry;
-  const Index voxel = in.first_voxel + local_voxel;
+  const Axis<Index>& width = geometry.width;
   const Position<Index> position = position_of(voxel, geometry.by_output_width, geometry.by_output_height);
-  const ColumnWalk<Index> walk(geometry, position, in.voxel_begin, static_cast<Index>(in.group_channels),
-                               static_cast<Index>(in.strides.row));
+  const Index plane = in.first_plane + position.depth;
+  const Index tap_stride = static_cast<Index>(in.group_channels), voxel_stride = static_cast<Index>(in.strides.row);
+  const RowWalk<Index> rows(geometry, plane, position.height, in.voxel_begin, tap_stride, voxel_stride);
+  const TapWalk<Index> taps = width.taps_at(position.width);
+  const Index start = taps.tap * tap_stride + taps.index * voxel_stride;
+  const Index step = width.tap_step * tap_stride - width.index_step * voxel_stride;
 
   const Column* source = in.columns + sample * in.strides.sample + group * in.strides.group + channel -
                          group * in.by_group_channels.value;
-  Accumulator<T> sum[Width];
+  Sum sum[Width];
 #pragma unroll
-  for (int c = 0; c < Width; ++c) {
-    sum[c] = in.bias == nullptr ? Accumulator<T>(0) : static_cast<Accumulator<T>>(in.bias[channel + c]);
-  }
-  walk.visit([&](Index offset) {
-    const Vector<Column, Width> loaded = *reinterpret_cast<const Vector<Column, Width>*>(source + offset);
+  for (int c = 0; c < Width; ++c) sum[c] = in.bias == nullptr ? Sum(0) : static_cast<Sum>(in.bias[channel + c]);
+  rows.visit([&](Index offset) {
+    for (Index done = 0; done < taps.count; done += Taps) {
+      Vector<Column, Width> loaded[Taps];
 #pragma unroll
-    for (int c = 0; c < Width; ++c) sum[c] += static_cast<Accumulator<T>>(loaded.element[c]);
+      for (int t = 0; t < Taps; ++t) {
+        loaded[t] = {};
+        if (done + t < taps.count) {
+          loaded[t] = *reinterpret_cast<const Vector<Column, Width>*>(source + offset + start + (done + t) * step);
+        }
+      }
+#pragma unroll
+      for (int t = 0; t < Taps; ++t) {
+#pragma unroll
+        for (int c = 0; c < Width; ++c) sum[c] += static_cast<Sum>(loaded[t].element[c]);
+      }
+    }
   });
   Vector<T, Width> result;
 #pragma unroll
   for (int c = 0; c < Width; ++c) result.element[c] = static_cast<T>(sum[c]);
-  T* target = in.output + sample * in.output_sample_stride + static_cast<int64_t>(voxel) * in.output_channels + channel;
+  T* target = in.output + sample * in.output_sample_stride + channel +
+              ((static_cast<int64_t>(plane) * geometry.height.output + position.height) * width.output + position.width) *
+                  in.output_channels;
   *reinterpret_cast<Vector<T, Width>*>(target) = result;
 }
 
@@ -171,29 +234,32 @@ struct Vol2ColArguments {
   int64_t channels, group_channels;
   int64_t volume_sample_stride;
   ColumnStrides strides;
-  unsigned voxel_blocks, channel_blocks;
+  unsigned item_blocks;  // thread blocks that cover one volume's items
+  unsigned channel_blocks;
   Divisor<Index> by_vectors, by_group_channels, by_taps;
 };
 
-// NCDHW. One thread copies all taps of one input voxel for `Channels` neighbouring channels. Neighbouring threads hold
-// neighbouring voxels: every store of a warp is one line, and the loads of neighbouring taps hit the same lines in cache.
-// Each column is written once, the volume read from memory once where its rows stay in cache; bound by the stores.
-template <class Bits, class Index, int Channels>
+// NCDHW. One thread copies all taps of one input voxel for `Channels` neighbouring channels, `Taps` width taps at a time
+// so that their loads are all under way at once. Neighbouring threads hold neighbouring voxels: every store of a warp is one
+// line, and the loads of neighbouring taps hit the same lines in cache. Each column is written once, and the volume read
+// from memory once where its rows stay in cache; bound by the stores.
+template <class Bits, class Index, int Taps, int Channels>
 __global__ void __launch_bounds__(kThreads) vol2col_ncdhw(const __grid_constant__ Vol2ColArguments<Bits, Index> in) {
-  const unsigned volume = blockIdx.x / in.voxel_blocks;
-  const Index local = static_cast<Index>(blockIdx.x - volume * in.voxel_blocks) * kThreads + threadIdx.x;
-  if (local >= in.voxels) return;
+  const unsigned volume = blockIdx.x / in.item_blocks;
+  const Index item = static_cast<Index>(blockIdx.x - volume * in.item_blocks) * kThreads + threadIdx.x;
+  if (item >= in.voxels) return;
   const unsigned sample = volume / in.channel_blocks;
   const int64_t channel = static_cast<int64_t>(volume - sample * in.channel_blocks) * Channels;
 
   const Geometry<Index>& geometry = in.geometry;
   const Position<Index> position =
-      position_of(in.voxel_begin + local, geometry.by_input_width, geometry.by_input_height);
+      position_of(in.voxel_begin + item, geometry.by_input_width, geometry.by_input_height);
   const int64_t volume_stride = geometry.output_voxels;
   const int64_t column_stride = static_cast<int64_t>(geometry.taps) * in.voxels;
   const Bits* source = in.volume + sample * in.volume_sample_stride + channel * volume_stride;
-  Bits* target = in.columns + sample * in.strides.sample + channel * column_stride + local;
+  Bits* target = in.columns + sample * in.strides.sample + channel * column_stride + item;
   const int active = static_cast<int>(smaller(in.channels - channel, static_cast<int64_t>(Channels)));
+  const Index first_w = geometry.width.output_at(position.width, 0);
 
   Index d = geometry.depth.output_at(position.depth, 0);
   for (Index tap_d = 0; tap_d < geometry.depth.kernel; ++tap_d, d += geometry.depth.dilation) {
@@ -201,19 +267,26 @@ __global__ void __launch_bounds__(kThreads) vol2col_ncdhw(const __grid_constant_
     for (Index tap_h = 0; tap_h < geometry.height.kernel; ++tap_h, h += geometry.height.dilation) {
       const bool line_inside = d >= 0 && d < geometry.depth.output && h >= 0 && h < geometry.height.output;
       const Index line = (d * geometry.height.output + h) * geometry.width.output;
-      Index w = geometry.width.output_at(position.width, 0);
-      for (Index tap_w = 0; tap_w < geometry.width.kernel; ++tap_w, w += geometry.width.dilation) {
-        const bool inside = line_inside && w >= 0 && w < geometry.width.output;
-        Bits loaded[Channels];
+      for (Index tap_w = 0; tap_w < geometry.width.kernel; tap_w += Taps) {
+        Bits loaded[Taps][Channels];
 #pragma unroll
-        for (int c = 0; c < Channels; ++c) {
-          loaded[c] = inside && c < active ? source[c * volume_stride + line + w] : Bits{0};
+        for (int t = 0; t < Taps; ++t) {
+          const Index w = first_w + (tap_w + t) * geometry.width.dilation;
+          const bool inside = line_inside && w >= 0 && w < geometry.width.output && tap_w + t < geometry.width.kernel;
+#pragma unroll
+          for (int c = 0; c < Channels; ++c) {
+            loaded[t][c] = inside && c < active ? __ldg(source + c * volume_stride + line + w) : Bits{0};
+          }
         }
 #pragma unroll
-        for (int c = 0; c < Channels; ++c) {
-          if (c < active) target[c * column_stride] = loaded[c];
+        for (int t = 0; t < Taps; ++t) {
+          if (tap_w + t >= geometry.width.kernel) break;
+#pragma unroll
+          for (int c = 0; c < Channels; ++c) {
+            if (c < active) target[c * column_stride] = loaded[t][c];
+          }
+          target += in.voxels;
         }
-        target += in.voxels;
       }
     }
   }
@@ -223,12 +296,12 @@ __global__ void __launch_bounds__(kThreads) vol2col_ncdhw(const __grid_constant_
 // neighbouring channels, then taps, so the stores are linear. Bound by the stores.
 template <class Bits, class Index, int Width>
 __global__ void __launch_bounds__(kThreads) vol2col_ndhwc(const __grid_constant__ Vol2ColArguments<Bits, Index> in) {
-  const unsigned sample = blockIdx.x / in.voxel_blocks;
-  const Index local = static_cast<Index>(blockIdx.x - sample * in.voxel_blocks) * kThreads + threadIdx.x;
-  const Index row = in.by_vectors.quotient(local);
+  const unsigned sample = blockIdx.x / in.item_blocks;
+  const Index item = static_cast<Index>(blockIdx.x - sample * in.item_blocks) * kThreads + threadIdx.x;
+  const Index row = in.by_vectors.quotient(item);
   const Index local_voxel = in.by_taps.quotient(row);
   if (local_voxel >= in.voxels) return;
-  const Index channel = (local - row * in.by_vectors.value) * Width;
+  const Index channel = (item - row * in.by_vectors.value) * Width;
   const Index group = in.by_group_channels.quotient(channel);
   const Index tap = row - local_voxel * in.by_taps.value;
 
@@ -256,27 +329,71 @@ unsigned blocks_for(int64_t threads) { return static_cast<unsigned>((threads + k
 
 bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
-// Channels per thread in NCDHW: enough independent loads to hide memory's latency, unless that leaves too few threads.
-int channels_per_thread(int64_t voxels, int64_t volumes, int64_t channels) {
-  constexpr int64_t kEnoughThreads = 132 * 2048;
-  for (const int width : {8, 4}) {
-    if (channels >= width && voxels * volumes / width >= kEnoughThreads) return width;
+// Whether a launch of one thread per `width` channels still fills a large GPU.
+bool fills_gpu(int64_t items, int64_t volumes, int64_t channels, int width) {
+  constexpr int64_t kEnoughThreads = 132 * 1024;
+  return channels >= width && items * volumes * ((channels + width - 1) / width) >= kEnoughThreads;
+}
+
+// About this many loads of one thread are to be under way at once.
+constexpr int kLoadsInFlight = 16;
+
+template <class T, class Column, class Index, int Residues, int Taps>
+void launch_col2vol_ncdhw(Col2VolArguments<T, Column, Index>& arguments, const ColumnBlock& block, cudaStream_t stream) {
+  constexpr int kChannels = kLoadsInFlight / (Residues * Taps) < 8 ? kLoadsInFlight / (Residues * Taps) : 8;
+  const auto launch = [&](auto kernel, int channels) {
+    arguments.channel_blocks = static_cast<unsigned>((block.channels + channels - 1) / channels);
+    const unsigned volumes = static_cast<unsigned>(block.samples) * arguments.channel_blocks;
+    kernel<<<arguments.item_blocks * volumes, kThreads, 0, stream>>>(arguments);
+  };
+  if (fills_gpu(arguments.items, block.samples, block.channels, kChannels)) {
+    launch(col2vol_ncdhw<T, Column, Index, Residues, Taps, kChannels>, kChannels);
+  } else {
+    launch(col2vol_ncdhw<T, Column, Index, Residues, Taps, 1>, 1);
   }
-  return 1;
+}
+
+// Picks how many residues and width taps a thread takes at a time.
+template <class T, class Column, class Index>
+void launch_col2vol_ncdhw(const Problem& problem, Col2VolArguments<T, Column, Index>& arguments,
+                          const ColumnBlock& block, cudaStream_t stream) {
+  if constexpr (sizeof(Index) == 8) {
+    return launch_col2vol_ncdhw<T, Column, Index, 1, 1>(arguments, block, stream);
+  } else {
+    const Axis<Index>& width = arguments.geometry.width;
+    const Index taps = (width.kernel + width.tap_step - 1) / width.tap_step;  // the most that meet one output
+    const bool pairs = width.stride % 2 == 0;
+    if constexpr (std::is_same_v<T, Column> && sizeof(T) == 2) {
+      // Half-precision columns are made only where one tap meets each output.
+      return pairs ? launch_col2vol_ncdhw<T, Column, Index, 2, 1>(arguments, block, stream)
+                   : launch_col2vol_ncdhw<T, Column, Index, 1, 1>(arguments, block, stream);
+    } else {
+      switch (smaller<Index>(taps, 3)) {
+        case 1:
+          return pairs ? launch_col2vol_ncdhw<T, Column, Index, 2, 1>(arguments, block, stream)
+                       : launch_col2vol_ncdhw<T, Column, Index, 1, 1>(arguments, block, stream);
+        case 2:
+          return pairs ? launch_col2vol_ncdhw<T, Column, Index, 2, 2>(arguments, block, stream)
+                       : launch_col2vol_ncdhw<T, Column, Index, 1, 2>(arguments, block, stream);
+        default:
+          return pairs ? launch_col2vol_ncdhw<T, Column, Index, 2, 4>(arguments, block, stream)
+                       : launch_col2vol_ncdhw<T, Column, Index, 1, 4>(arguments, block, stream);
+      }
+    }
+  }
 }
 
 template <class T, class Column, class Index>
 void launch_col2vol(const Problem& problem, const ColumnBlock& block, Range<int64_t> planes, const Column* columns,
                     const T* bias, T* output, cudaStream_t stream) {
   const VolumeStrides volume(problem.layout, problem.out_channels, problem.output_voxels());
-  const int64_t plane = problem.output_voxels() / problem.output()[0];
-  const int64_t voxels = (planes.end - planes.begin) * plane;
+  const Extent output_size = problem.output();
+  const int64_t lines = (planes.end - planes.begin) * output_size[1];
   Col2VolArguments<T, Column, Index> arguments{Geometry<Index>(problem)};
   arguments.columns = columns;
   arguments.bias = bias == nullptr ? nullptr : bias + block.channel_begin;
   arguments.output = output + volume.offset(block.sample_begin, block.channel_begin, 0);
-  arguments.first_voxel = static_cast<Index>(planes.begin * plane);
-  arguments.voxels = static_cast<Index>(voxels);
+  arguments.first_plane = static_cast<Index>(planes.begin);
   arguments.voxel_begin = static_cast<Index>(block.voxel_begin);
   arguments.block_voxels = static_cast<Index>(block.voxels);
   arguments.channels = block.channels;
@@ -285,33 +402,25 @@ void launch_col2vol(const Problem& problem, const ColumnBlock& block, Range<int6
   arguments.output_channels = problem.out_channels;
   arguments.strides = ColumnStrides::of(block);
   if (problem.layout == Layout::ncdhw) {
-    const auto launch = [&](auto kernel, int channels) {
-      arguments.voxel_blocks = blocks_for(voxels);
-      arguments.channel_blocks = static_cast<unsigned>((block.channels + channels - 1) / channels);
-      const unsigned volumes = static_cast<unsigned>(block.samples) * arguments.channel_blocks;
-      kernel<<<arguments.voxel_blocks * volumes, kThreads, 0, stream>>>(arguments);
-    };
-    switch (channels_per_thread(voxels, block.samples * block.channels, block.channels)) {
-      case 8:
-        return launch(col2vol_ncdhw<T, Column, Index, 8>, 8);
-      case 4:
-        return launch(col2vol_ncdhw<T, Column, Index, 4>, 4);
-      default:
-        return launch(col2vol_ncdhw<T, Column, Index, 1>, 1);
-    }
+    const int64_t width_items = (output_size[2] + problem.stride[2] - 1) / problem.stride[2];
+    arguments.items = static_cast<Index>(lines * width_items);
+    arguments.item_blocks = blocks_for(lines * width_items);
+    arguments.by_width_items = Divisor<Index>(width_items);
+    return launch_col2vol_ncdhw<T, Column, Index>(problem, arguments, block, stream);
   }
   constexpr int kWidth = 16 / sizeof(T);
   const auto launch = [&](auto kernel, int width) {
     const int64_t vectors = block.channels / width;
+    arguments.items = static_cast<Index>(lines * output_size[2] * vectors);
+    arguments.item_blocks = blocks_for(arguments.items);
     arguments.by_vectors = Divisor<Index>(vectors);
     arguments.by_group_channels = Divisor<Index>(block.group_channels);
-    arguments.voxel_blocks = blocks_for(voxels * vectors);
-    kernel<<<arguments.voxel_blocks * static_cast<unsigned>(block.samples), kThreads, 0, stream>>>(arguments);
+    kernel<<<arguments.item_blocks * static_cast<unsigned>(block.samples), kThreads, 0, stream>>>(arguments);
   };
   if (block.group_channels % kWidth == 0 && problem.out_channels % kWidth == 0 && is_aligned(arguments.output, 16)) {
-    launch(col2vol_ndhwc<T, Column, Index, kWidth>, kWidth);
+    launch(col2vol_ndhwc<T, Column, Index, 2, kWidth>, kWidth);
   } else {
-    launch(col2vol_ndhwc<T, Column, Index, 1>, 1);
+    launch(col2vol_ndhwc<T, Column, Index, 2, 1>, 1);
   }
 }
 
@@ -329,20 +438,19 @@ void launch_vol2col(const Problem& problem, const ColumnBlock& block, const Bits
   arguments.volume_sample_stride = strides.sample;
   arguments.strides = ColumnStrides::of(block);
   if (problem.layout == Layout::ncdhw) {
+    constexpr int kTaps = 4, kChannels = kLoadsInFlight / kTaps;
     const auto launch = [&](auto kernel, int channels) {
-      arguments.voxel_blocks = blocks_for(block.voxels);
+      arguments.item_blocks = blocks_for(block.voxels);
       arguments.channel_blocks = static_cast<unsigned>((block.channels + channels - 1) / channels);
       const unsigned volumes = static_cast<unsigned>(block.samples) * arguments.channel_blocks;
-      kernel<<<arguments.voxel_blocks * volumes, kThreads, 0, stream>>>(arguments);
+      kernel<<<arguments.item_blocks * volumes, kThreads, 0, stream>>>(arguments);
     };
-    switch (channels_per_thread(block.voxels, block.samples * block.channels, block.channels)) {
-      case 8:
-        return launch(vol2col_ncdhw<Bits, Index, 8>, 8);
-      case 4:
-        return launch(vol2col_ncdhw<Bits, Index, 4>, 4);
-      default:
-        return launch(vol2col_ncdhw<Bits, Index, 1>, 1);
+    if (fills_gpu(block.voxels, block.samples, block.channels, kChannels)) {
+      launch(vol2col_ncdhw<Bits, Index, kTaps, kChannels>, kChannels);
+    } else {
+      launch(vol2col_ncdhw<Bits, Index, kTaps, 1>, 1);
     }
+    return;
   }
   constexpr int kWidth = 16 / sizeof(Bits);
   const auto launch = [&](auto kernel, int width) {
@@ -350,8 +458,8 @@ void launch_vol2col(const Problem& problem, const ColumnBlock& block, const Bits
     arguments.by_vectors = Divisor<Index>(vectors);
     arguments.by_group_channels = Divisor<Index>(block.group_channels);
     arguments.by_taps = Divisor<Index>(block.taps);
-    arguments.voxel_blocks = blocks_for(block.voxels * block.taps * vectors);
-    kernel<<<arguments.voxel_blocks * static_cast<unsigned>(block.samples), kThreads, 0, stream>>>(arguments);
+    arguments.item_blocks = blocks_for(block.voxels * block.taps * vectors);
+    kernel<<<arguments.item_blocks * static_cast<unsigned>(block.samples), kThreads, 0, stream>>>(arguments);
   };
   if (block.group_channels % kWidth == 0 && problem.out_channels % kWidth == 0 && is_aligned(volume, 16)) {
     launch(vol2col_ndhwc<Bits, Index, kWidth>, kWidth);
