@@ -15,21 +15,30 @@ __all__ = [
 OutOfMemoryError: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
-def allows_tf32() -> bool:
-    """Whether PyTorch's own convolution would use TF32 for float32 on CUDA just now."""
-    convolution = getattr(torch.backends.cudnn, "conv", None)  # PyTorch 2.9 and later
-    if convolution is not None:
-        return bool(convolution.fp32_precision == "tf32")
-    return bool(torch.backends.cudnn.allow_tf32)
+if hasattr(torch.backends.cudnn, "conv"):  # PyTorch 2.9 and later
+
+    def allows_tf32() -> bool:
+        """Whether PyTorch's own convolution would use TF32 for float32 on CUDA just now."""
+        return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")
+else:
+
+    def allows_tf32() -> bool:
+        """Whether PyTorch's own convolution would use TF32 for float32 on CUDA just now."""
+        return bool(torch.backends.cudnn.allow_tf32)
 
 
-def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """The dtype that autocast wants convolutions in on this device type, or None outside autocast."""
-    if hasattr(torch, "get_autocast_dtype"):  # PyTorch 2.4 and later
+if hasattr(torch, "get_autocast_dtype"):  # PyTorch 2.4 and later
+
+    def autocast_dtype(device_type: str) -> torch.dtype | None:
+        """The dtype that autocast wants convolutions in on this device type, or None outside autocast."""
         return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
-    if device_type == "cuda":
-        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
-    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+else:
+
+    def autocast_dtype(device_type: str) -> torch.dtype | None:
+        """The dtype that autocast wants convolutions in on this device type, or None outside autocast."""
+        if device_type == "cuda":
+            return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
 
 
 if hasattr(torch._C, "_cuda_getCurrentRawStream"):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
-from convt3d_gemm import operators, selection
-from convt3d_gemm.compatibility import autocast_dtype, is_plain_eager
+from convt3d_gemm import operators
+from convt3d_gemm.compatibility import autocast_dtype
 from convt3d_gemm.parameters import Parameters, SizeArgument
+from convt3d_gemm.selection import check_algorithm
 
 __all__ = ["conv_transpose3d"]
+
+TensorOrNone = TypeVar("TensorOrNone", Tensor, None)
 
 
 def conv_transpose3d(
@@ -49,44 +54,39 @@ def conv_transpose3d(
     Raises:
         ValueError: an algorithm that there is not.
         TypeError: an argument of the wrong type.
+        ValueError: a parameter that does not fit in 64 bits.
         RuntimeError: sizes, dtypes, devices or parameters that no convolution satisfies, as PyTorch raises it.
         NotImplementedError: an integer or complex dtype.
     """
-    selection.check_algorithm(algorithm)
-    compiling = torch.compiler.is_compiling()
-    make = Parameters.make if compiling else Parameters.cached
+    check_algorithm(algorithm)
+    make = Parameters.make if torch.compiler.is_compiling() else Parameters.cached
     parameters = make(stride, padding, output_padding, dilation, groups)
-    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
-        if not isinstance(tensor, Tensor) and not (tensor is None and name == "bias"):
-            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+    _check_types(input, weight, bias)
+    dtype = autocast_dtype(input.device.type)
+    if dtype is not None:
+        input, weight, bias = _autocast(input, dtype), _autocast(weight, dtype), _autocast(bias, dtype)
     dimensions = input.dim()
-    if dimensions not in (4, 5):
+    if dimensions == 5:
+        return operators.forward(input, weight, bias, parameters, algorithm)
+    if dimensions != 4:
         raise RuntimeError(
             "input must have 5 dimensions (N, Cin, D, H, W), or 4 (Cin, D, H, W) for one sample, "
             f"got size {tuple(input.shape)}"
         )
-    if dimensions == 4:
-        input = input.unsqueeze(0)
-    dtype = autocast_dtype(input.device.type)
-    if dtype is not None:
-        input, weight, bias = (_autocast(tensor, dtype) for tensor in (input, weight, bias))
-    if not compiling and not _needs_dispatcher(input, weight, bias):
-        # Nobody differentiates or watches this call, so it saves the way through the dispatcher.
-        output = selection.forward(input, weight, bias, parameters, algorithm)
-    else:
-        output = operators.forward(input, weight, bias, *parameters, algorithm)
-    return output.squeeze(0) if dimensions == 4 else output
+    return operators.forward(input.unsqueeze(0), weight, bias, parameters, algorithm).squeeze(0)
 
 
-def _autocast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _check_types(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input must be a Tensor, got {type(input).__name__}")
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a Tensor, got {type(weight).__name__}")
+    if bias is not None and not isinstance(bias, Tensor):
+        raise TypeError(f"bias must be a Tensor or None, got {type(bias).__name__}")
+
+
+def _autocast(tensor: TensorOrNone, dtype: torch.dtype) -> TensorOrNone:
     """The tensor in autocast's dtype; float64, which autocast leaves alone, as it is."""
     if tensor is None or not tensor.is_floating_point() or tensor.dtype is torch.float64:
         return tensor
     return tensor.to(dtype)
-
-
-def _needs_dispatcher(*tensors: Tensor | None) -> bool:
-    present = [tensor for tensor in tensors if tensor is not None]
-    differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in present)
-    plain = all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in present)
-    return differentiated or not plain or not is_plain_eager()

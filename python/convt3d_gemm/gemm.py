@@ -7,6 +7,7 @@ A tensor in channels_last_3d is computed in that layout and gives results in it;
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,14 +19,14 @@ from convt3d_gemm.parameters import Parameters
 from convt3d_gemm.settings import get_workspace_limit
 
 __all__ = [
-    "fits",
+    "Call",
+    "Operator",
     "forward",
     "grad_input",
     "grad_input_weight",
     "grad_weight",
     "memory_format_of",
-    "output_size",
-    "plan_for",
+    "plan_call",
 ]
 
 Operator = _C.Operator
@@ -47,15 +48,43 @@ def memory_format_of(tensor: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-@functools.lru_cache(maxsize=4096)
-def _problem(
-    input_size: torch.Size,
-    weight_size: torch.Size,
-    parameters: Parameters,
-    memory_format: torch.memory_format,
-    dtype: torch.dtype,
-    tf32: bool,
-) -> _C.Problem:
+class Call(NamedTuple):
+    """What one operator on tensors of one description needs: made once, and remembered.
+
+    Attributes:
+        operator: which one.
+        input_size: (N, Cin, D, H, W).
+        weight_size: (Cin, Cout / groups, kd, kh, kw).
+        parameters: of the convolution.
+        memory_format: of all tensors.
+        dtype: of all tensors.
+        tf32: whether float32 may be multiplied in TF32.
+        device: of all tensors.
+        threads: for work on a CPU.
+        limit: of the workspace, in bytes.
+        plan: how the C++ library cuts the operator under that limit.
+        output_size: (N, Cout, OD, OH, OW).
+    """
+
+    operator: _C.Operator
+    input_size: torch.Size
+    weight_size: torch.Size
+    parameters: Parameters
+    memory_format: torch.memory_format
+    dtype: torch.dtype
+    tf32: bool
+    device: torch.device
+    threads: int
+    limit: int
+    plan: _C.Plan
+    output_size: tuple[int, ...]
+
+    def within(self, limit: int) -> Call:
+        """The same operator under another workspace limit."""
+        return _planned(*self[:9], limit)
+
+
+def _check_sizes(input_size: torch.Size, weight_size: torch.Size, dtype: torch.dtype) -> None:
     if dtype not in _DATA_TYPES:
         raise NotImplementedError(f"input must be float64, float32, float16 or bfloat16, got {dtype}")
     if len(input_size) != 5:
@@ -69,25 +98,10 @@ def _problem(
             f"weight of size {tuple(weight_size)} expects input to have {weight_size[0]} channels, "
             f"got input of size {tuple(input_size)}"
         )
-    return _C.Problem(
-        batch=input_size[0],
-        in_channels=input_size[1],
-        out_channels=weight_size[1] * max(parameters.groups, 1),
-        groups=parameters.groups,
-        input=tuple(input_size[2:]),
-        kernel=tuple(weight_size[2:]),
-        stride=parameters.stride,
-        padding=parameters.padding,
-        output_padding=parameters.output_padding,
-        dilation=parameters.dilation,
-        layout=_C.Layout.ndhwc if memory_format == torch.channels_last_3d else _C.Layout.ncdhw,
-        dtype=_DATA_TYPES[dtype],
-        precision=_C.Precision.tf32 if tf32 else _C.Precision.ieee,
-    )
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(
+def _planned(
     operator: _C.Operator,
     input_size: torch.Size,
     weight_size: torch.Size,
@@ -98,38 +112,27 @@ def _plan(
     device: torch.device,
     threads: int,
     limit: int,
-) -> tuple[_C.Plan, tuple[int, ...]]:
-    """The plan, and the output's size (N, Cout, OD, OH, OW)."""
-    problem = _problem(input_size, weight_size, parameters, memory_format, dtype, tf32)
+) -> Call:
+    _check_sizes(input_size, weight_size, dtype)
+    problem = _C.Problem(
+        batch=input_size[0],
+        in_channels=input_size[1],
+        out_channels=weight_size[1] * max(parameters.groups, 1),
+        groups=parameters.groups,
+        input=(input_size[2], input_size[3], input_size[4]),
+        kernel=(weight_size[2], weight_size[3], weight_size[4]),
+        stride=parameters.stride,
+        padding=parameters.padding,
+        output_padding=parameters.output_padding,
+        dilation=parameters.dilation,
+        layout=_C.Layout.ndhwc if memory_format == torch.channels_last_3d else _C.Layout.ncdhw,
+        dtype=_DATA_TYPES[dtype],
+        precision=_C.Precision.tf32 if tf32 else _C.Precision.ieee,
+    )
     if not has_backend(device.type):
         raise RuntimeError(missing_backend(device.type))
     target = _C.Target.cpu(threads) if device.type == "cpu" else _C.Target.cuda(device.index)
-    output = (input_size[0], weight_size[1] * parameters.groups, *problem.output)
-    return _C.Plan(problem, operator, target, limit), output
-
-
-def _threads(device: torch.device) -> int:
-    return torch.get_num_threads() if device.type == "cpu" else 1
-
-
-def plan_for(
-    operator: _C.Operator,
-    input_size: torch.Size,
-    weight_size: torch.Size,
-    parameters: Parameters,
-    memory_format: torch.memory_format,
-    dtype: torch.dtype,
-    device: torch.device,
-    limit: int,
-) -> tuple[_C.Plan, tuple[int, ...]]:
-    """The plan for an operator under a workspace limit in bytes, and the size of the convolution's output.
-
-    Raises:
-        RuntimeError: sizes and parameters that no convolution satisfies, or a device without a backend.
-        NotImplementedError: a dtype other than float64, float32, float16 and bfloat16.
-    """
-    tf32 = dtype is torch.float32 and device.type == "cuda" and allows_tf32()
-    return _plan(
+    return Call(
         operator,
         input_size,
         weight_size,
@@ -138,162 +141,146 @@ def plan_for(
         dtype,
         tf32,
         device,
-        _threads(device),
+        threads,
         limit,
+        plan=_C.Plan(problem, operator, target, limit),
+        output_size=(input_size[0], weight_size[1] * parameters.groups, *problem.output),
     )
 
 
-class _PlannedCall:
-    """One call of an operator: its plan, its workspace, and where it runs.
+def plan_call(
+    operator: _C.Operator, input_size: torch.Size, weight_size: torch.Size, parameters: Parameters, like: Tensor
+) -> Call:
+    """Plan an operator under the present workspace limit, number of threads and TF32 setting.
 
-    Where the workspace can't be allocated, its limit is halved until the smallest pieces have failed too.
+    Args:
+        operator: which one.
+        input_size: (N, Cin, D, H, W).
+        weight_size: (Cin, Cout / groups, kd, kh, kw).
+        parameters: of the convolution.
+        like: the tensor whose dtype, device and memory format the call takes.
+
+    Raises:
+        RuntimeError: sizes and parameters that no convolution satisfies, or a device without a backend.
+        NotImplementedError: a dtype other than float64, float32, float16 and bfloat16.
     """
+    device, dtype = like.device, like.dtype
+    on_cuda = like.is_cuda
+    return _planned(
+        operator,
+        input_size,
+        weight_size,
+        parameters,
+        memory_format_of(like),
+        dtype,
+        on_cuda and dtype is torch.float32 and allows_tf32(),
+        device,
+        1 if on_cuda else torch.get_num_threads(),
+        get_workspace_limit(),
+    )
 
-    __slots__ = ("_workspace", "output_size", "plan", "where")
 
-    def __init__(
-        self,
-        operator: _C.Operator,
-        input_size: torch.Size,
-        weight_size: torch.Size,
-        parameters: Parameters,
-        memory_format: torch.memory_format,
-        like: Tensor,
-    ) -> None:
-        device = like.device
-        limit = get_workspace_limit()
+def _allocate_workspace(call: Call) -> tuple[_C.Plan, Tensor]:
+    """The workspace, and the plan that it is for.
 
-        def plan_within(limit: int) -> tuple[_C.Plan, tuple[int, ...]]:
-            return plan_for(operator, input_size, weight_size, parameters, memory_format, like.dtype, device, limit)
-
-        self.plan, self.output_size = plan_within(limit)
-        if not self.plan.fits:
-            raise RuntimeError(
-                f"algorithm 'gemm' needs a workspace of at least {self.plan.workspace_bytes} bytes for input of "
-                f"size {tuple(input_size)} and weight of size {tuple(weight_size)}, but the limit is {limit}; "
-                "raise it with set_workspace_limit, or use algorithm='native'"
-            )
-        while True:
-            try:
-                self._workspace = torch.empty(self.plan.workspace_bytes, dtype=torch.uint8, device=device)
-                break
-            except RuntimeError as error:
-                limit = max(min(limit, self.plan.workspace_bytes) // 2, 1)
-                smaller, _ = plan_within(limit)
-                if not _is_out_of_memory(error) or not smaller.fits:
-                    raise
-                self.plan = smaller
-        # The last arguments of every call of the C++ library. The workspace lives as long as this object; the caching
-        # allocator hands its memory out again only to work that is queued behind this call.
-        stream = cuda_stream(device.index) if device.type == "cuda" else 0
-        self.where = (self._workspace.data_ptr(), device.index or 0, stream, _threads(device))
+    Where it can't be allocated, its limit is halved until the smallest pieces have failed too.
+    """
+    if not call.plan.fits:
+        raise RuntimeError(
+            f"algorithm 'gemm' needs a workspace of at least {call.plan.workspace_bytes} bytes for input of size "
+            f"{tuple(call.input_size)} and weight of size {tuple(call.weight_size)}, but the limit is {call.limit}; "
+            "raise it with set_workspace_limit, or use algorithm='native'"
+        )
+    while True:
+        plan = call.plan
+        try:
+            return plan, torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=call.device)
+        except RuntimeError as error:
+            call = call.within(max(min(call.limit, plan.workspace_bytes) // 2, 1))
+            if not _is_out_of_memory(error) or not call.plan.fits:
+                raise
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _where(call: Call, workspace: Tensor) -> tuple[int, int, int, int]:
+    """The last arguments of every call of the C++ library: workspace, device, stream and threads.
+
+    The workspace may be freed as soon as the call returns: the caching allocator hands its memory out again only to
+    work that is queued behind it.
+    """
+    index = call.device.index
+    if index is None:
+        return workspace.data_ptr(), 0, 0, call.threads
+    return workspace.data_ptr(), index, cuda_stream(index), call.threads
 
 
-def fits(
-    operator: _C.Operator,
-    input_size: torch.Size,
-    weight_size: torch.Size,
-    parameters: Parameters,
-    memory_format: torch.memory_format,
-    like: Tensor,
-) -> bool:
-    """Whether the operator can be computed within the workspace limit."""
-    limit = get_workspace_limit()
-    return plan_for(
-        operator, input_size, weight_size, parameters, memory_format, like.dtype, like.device, limit
-    )[0].fits
+def _empty(size: tuple[int, ...] | torch.Size, call: Call) -> Tensor:
+    return torch.empty(size, dtype=call.dtype, device=call.device, memory_format=call.memory_format)
 
 
-def forward(input: Tensor, weight: Tensor, bias: Tensor | None, parameters: Parameters) -> Tensor:
+def _check_grad_output(call: Call, grad_output: Tensor) -> None:
+    if tuple(grad_output.shape) != call.output_size:
+        raise RuntimeError(
+            f"grad_output must have the output's size {call.output_size}, got {tuple(grad_output.shape)}"
+        )
+
+
+def forward(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The transposed convolution, (N, Cout, OD, OH, OW)."""
-    memory_format = memory_format_of(input)
-    call = _PlannedCall(Operator.forward, input.shape, weight.shape, parameters, memory_format, input)
-    input = input.contiguous(memory_format=memory_format)
-    weight = weight.contiguous(memory_format=memory_format)
-    if bias is not None:
-        bias = bias.contiguous()
-    output = torch.empty(
-        call.output_size, dtype=input.dtype, device=input.device, memory_format=memory_format
-    )
-    call.plan.forward(
+    plan, workspace = _allocate_workspace(call)
+    input = input.contiguous(memory_format=call.memory_format)
+    weight = weight.contiguous(memory_format=call.memory_format)
+    bias = None if bias is None else bias.contiguous()
+    output = _empty(call.output_size, call)
+    plan.forward(
         input.data_ptr(),
         weight.data_ptr(),
-        _address(bias),
+        0 if bias is None else bias.data_ptr(),
         output.data_ptr(),
-        *call.where,
+        *_where(call, workspace),
     )
     return output
 
 
-def _check_grad_output(grad_output: Tensor, expected: tuple[int, ...]) -> None:
-    if tuple(grad_output.shape) != expected:
-        raise RuntimeError(
-            f"grad_output must have the output's size {expected}, got {tuple(grad_output.shape)}"
-        )
-
-
-def grad_input(grad_output: Tensor, weight: Tensor, input_size: torch.Size, parameters: Parameters) -> Tensor:
-    """The gradient with respect to the input, of size `input_size`."""
-    memory_format = memory_format_of(grad_output)
-    call = _PlannedCall(Operator.grad_input, input_size, weight.shape, parameters, memory_format, grad_output)
-    _check_grad_output(grad_output, call.output_size)
-    grad_output = grad_output.contiguous(memory_format=memory_format)
-    weight = weight.contiguous(memory_format=memory_format)
-    result = torch.empty(input_size, dtype=weight.dtype, device=weight.device, memory_format=memory_format)
-    call.plan.grad_input(
-        grad_output.data_ptr(),
-        weight.data_ptr(),
-        result.data_ptr(),
-        *call.where,
-    )
+def grad_input(call: Call, grad_output: Tensor, weight: Tensor) -> Tensor:
+    """The gradient with respect to the input, (N, Cin, D, H, W)."""
+    _check_grad_output(call, grad_output)
+    plan, workspace = _allocate_workspace(call)
+    grad_output = grad_output.contiguous(memory_format=call.memory_format)
+    weight = weight.contiguous(memory_format=call.memory_format)
+    result = _empty(call.input_size, call)
+    plan.grad_input(grad_output.data_ptr(), weight.data_ptr(), result.data_ptr(), *_where(call, workspace))
     return result
 
 
-def grad_weight(
-    grad_output: Tensor, input: Tensor, weight_size: torch.Size, parameters: Parameters
-) -> Tensor:
-    """The gradient with respect to the weight, of size `weight_size`."""
-    memory_format = memory_format_of(input)
-    call = _PlannedCall(Operator.grad_weight, input.shape, weight_size, parameters, memory_format, input)
-    _check_grad_output(grad_output, call.output_size)
-    grad_output = grad_output.contiguous(memory_format=memory_format)
-    input = input.contiguous(memory_format=memory_format)
-    result = torch.empty(weight_size, dtype=input.dtype, device=input.device, memory_format=memory_format)
-    call.plan.grad_weight(
-        grad_output.data_ptr(),
-        input.data_ptr(),
-        result.data_ptr(),
-        *call.where,
-    )
+def grad_weight(call: Call, grad_output: Tensor, input: Tensor) -> Tensor:
+    """The gradient with respect to the weight, (Cin, Cout / groups, kd, kh, kw)."""
+    _check_grad_output(call, grad_output)
+    plan, workspace = _allocate_workspace(call)
+    grad_output = grad_output.contiguous(memory_format=call.memory_format)
+    input = input.contiguous(memory_format=call.memory_format)
+    result = _empty(call.weight_size, call)
+    plan.grad_weight(grad_output.data_ptr(), input.data_ptr(), result.data_ptr(), *_where(call, workspace))
     return result
 
 
-def grad_input_weight(
-    grad_output: Tensor, input: Tensor, weight: Tensor, parameters: Parameters
-) -> tuple[Tensor, Tensor]:
+def grad_input_weight(call: Call, grad_output: Tensor, input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Both gradients, from one set of columns."""
-    memory_format = memory_format_of(input)
-    call = _PlannedCall(Operator.grad_input_weight, input.shape, weight.shape, parameters, memory_format, input)
-    _check_grad_output(grad_output, call.output_size)
-    grad_output = grad_output.contiguous(memory_format=memory_format)
-    input = input.contiguous(memory_format=memory_format)
-    weight = weight.contiguous(memory_format=memory_format)
-    input_result = torch.empty_like(input, memory_format=memory_format)
-    weight_result = torch.empty_like(weight, memory_format=memory_format)
-    call.plan.grad_input_weight(
+    _check_grad_output(call, grad_output)
+    plan, workspace = _allocate_workspace(call)
+    grad_output = grad_output.contiguous(memory_format=call.memory_format)
+    input = input.contiguous(memory_format=call.memory_format)
+    weight = weight.contiguous(memory_format=call.memory_format)
+    input_result, weight_result = _empty(call.input_size, call), _empty(call.weight_size, call)
+    plan.grad_input_weight(
         grad_output.data_ptr(),
         input.data_ptr(),
         weight.data_ptr(),
         input_result.data_ptr(),
         weight_result.data_ptr(),
-        *call.where,
+        *_where(call, workspace),
     )
     return input_result, weight_result

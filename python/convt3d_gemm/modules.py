@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convt3d_gemm.selection import check_algorithm
 from convt3d_gemm.functional import conv_transpose3d
+from convt3d_gemm.parameters import Triple
+from convt3d_gemm.selection import check_algorithm
 
 __all__ = ["ConvTranspose3d"]
 
@@ -22,9 +23,38 @@ class ConvTranspose3d(torch.nn.ConvTranspose3d):
 
     algorithm: str = "auto"
 
-    def __init__(self, *args: Any, algorithm: str = "auto", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Triple,
+        stride: int | Triple = 1,
+        padding: int | Triple = 0,
+        output_padding: int | Triple = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | Triple = 1,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        algorithm: str = "auto",
+    ) -> None:
         check_algorithm(algorithm)
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            bias,
+            dilation,
+            padding_mode,  # type: ignore[arg-type]
+            device,
+            dtype,
+        )
         self.algorithm = algorithm
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:

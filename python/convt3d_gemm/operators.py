@@ -1,82 +1,178 @@
-"""The operators as PyTorch's dispatcher knows them: torch.ops.convt3d_gemm.*.
+"""The differentiable operators, and as PyTorch's dispatcher knows them: torch.ops.convt3d_gemm.*.
 
 Three bilinear operators, closed under differentiation: each one's derivatives are the other two. `grad_input_weight`
-is two of them in one call. Registered with fake implementations, so torch.compile keeps them whole.
+is two of them in one call. Each is registered with a fake implementation, so torch.compile keeps it whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from convt3d_gemm import native, selection
+from convt3d_gemm.compatibility import is_plain_eager
 from convt3d_gemm.gemm import memory_format_of
 from convt3d_gemm.parameters import Parameters
 
-__all__ = ["forward"]
+__all__ = ["Operator", "forward", "grad_input", "grad_input_weight", "grad_weight"]
 
 _PARAMETERS = "int[3] stride, int[3] padding, int[3] output_padding, int[3] dilation, int groups, str algorithm"
 
-_SCHEMAS = {
-    "forward": f"(Tensor input, Tensor weight, Tensor? bias, {_PARAMETERS}) -> Tensor",
-    "grad_input": f"(Tensor grad_output, Tensor weight, SymInt[3] input_size, {_PARAMETERS}) -> Tensor",
-    "grad_weight": f"(Tensor grad_output, Tensor input, SymInt[3] kernel_size, {_PARAMETERS}) -> Tensor",
-    "grad_input_weight": f"(Tensor grad_output, Tensor input, Tensor weight, {_PARAMETERS}) -> (Tensor, Tensor)",
-}
+_library = torch.library.Library("convt3d_gemm", "DEF")
 
-Sizes = Sequence[int]
+Gradients = tuple["Tensor | None", "Tensor | None", "Tensor | None"]
 
 
-def _parameters(stride: Sizes, padding: Sizes, output_padding: Sizes, dilation: Sizes, groups: int) -> Parameters:
-    return Parameters.make(stride, padding, output_padding, dilation, groups)
+class Operator:
+    """A function of three operands (tensors, or sizes), the parameters and an algorithm; differentiable.
+
+    A call that nobody watches goes straight to the implementation, which saves the host some tens of microseconds; one
+    under torch.compile, a dispatch mode, a functional transform or with a tensor subclass goes through the dispatcher.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: str,
+        implementation: Callable[..., Any],
+        fake: Callable[..., Any],
+        derivative: Callable[..., Gradients],
+        saved: int,
+    ) -> None:
+        """Register the operator.
+
+        Args:
+            name: in torch.ops.convt3d_gemm.
+            schema: of the three operands and of the result; `{}` stands for the parameters and the algorithm.
+            implementation: computes the result.
+            fake: makes an empty result of the right size, dtype and memory format.
+            derivative: takes (needs_grad, saved operands, parameters, algorithm, *gradients of the results) and gives
+                the gradients of the three operands. Gradients may be None throughout.
+            saved: how many operands, from the first, the derivative needs.
+        """
+        self._implementation = implementation
+        self._function = _differentiable(implementation, derivative, saved)
+        tags = [
+            getattr(torch.Tag, tag)
+            for tag in ("pt2_compliant_tag", "needs_fixed_stride_order")
+            if hasattr(torch.Tag, tag)
+        ]
+        _library.define(name + schema.format(_PARAMETERS), tags=tags)
+        _library.impl(name, _flattened(implementation), "CompositeExplicitAutograd")
+        self._dispatched: Callable[..., Any] = getattr(torch.ops.convt3d_gemm, name).default
+        qualified = f"convt3d_gemm::{name}"
+        if hasattr(torch.library, "register_autograd"):  # PyTorch 2.4 and later
+            torch.library.register_fake(qualified, _flattened(fake), lib=_library)
+            setup_context, backward = _autograd_formula(derivative, saved)
+            torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
+        else:
+            torch.library.impl_abstract(qualified, _flattened(fake), lib=_library)
+
+            def below_autograd(*operands: Any) -> Any:
+                with torch._C._AutoDispatchBelowAutograd():
+                    return self._dispatched(*operands[:3], *operands[3], operands[4])
+
+            _library.impl(name, _flattened(_differentiable(below_autograd, derivative, saved).apply), "Autograd")
+
+    def __call__(self, first: Any, second: Any, third: Any, parameters: Parameters, algorithm: str) -> Any:
+        """Compute the operator."""
+        if torch.compiler.is_compiling() or not _is_plain(first, second, third):
+            return self._dispatched(first, second, third, *parameters, algorithm)
+        if torch.is_grad_enabled() and _needs_grad(first, second, third):
+            return self._function.apply(first, second, third, parameters, algorithm)  # type: ignore[no-untyped-call]
+        return self._implementation(first, second, third, parameters, algorithm)
 
 
-# ---- implementations ------------------------------------------------------------------------------------------------
+_PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter, torch.Size, tuple, type(None)})
 
 
-def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, *parameters: Any) -> Tensor:
-    return selection.forward(input, weight, bias, _parameters(*parameters[:5]), parameters[5])
+def _is_plain(first: Any, second: Any, third: Any) -> bool:
+    types = _PLAIN_TYPES
+    return type(first) in types and type(second) in types and type(third) in types and is_plain_eager()
 
 
-def _grad_input(grad_output: Tensor, weight: Tensor, input_size: Sizes, *parameters: Any) -> Tensor:
-    size = torch.Size((grad_output.size(0), weight.size(0), *input_size))
-    return selection.grad_input(grad_output, weight, size, _parameters(*parameters[:5]), parameters[5])
+def _needs_grad(first: Tensor, second: Tensor, third: Any) -> bool:
+    return first.requires_grad or second.requires_grad or (isinstance(third, Tensor) and third.requires_grad)
 
 
-def _grad_weight(grad_output: Tensor, input: Tensor, kernel_size: Sizes, *parameters: Any) -> Tensor:
-    groups = parameters[4]
-    size = torch.Size((input.size(1), grad_output.size(1) // max(groups, 1), *kernel_size))
-    return selection.grad_weight(grad_output, input, size, _parameters(*parameters[:5]), parameters[5])
+def _flattened(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with its parameters one by one, as a schema spells them."""
+
+    def flat(first: Any, second: Any, third: Any, *arguments: Any) -> Any:
+        return function(first, second, third, Parameters.make(*arguments[:5]), arguments[5])
+
+    return flat
 
 
-def _grad_input_weight(grad_output: Tensor, input: Tensor, weight: Tensor, *parameters: Any) -> tuple[Tensor, Tensor]:
-    return selection.grad_input_weight(grad_output, input, weight, _parameters(*parameters[:5]), parameters[5])
+def _differentiable(
+    implementation: Callable[..., Any], derivative: Callable[..., Gradients], saved: int
+) -> type[torch.autograd.Function]:
+    """The implementation with its derivative, without the dispatcher's part."""
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(*inputs[:saved])
+            ctx.rest = inputs[3:]
+            return implementation(*inputs)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
+            return (*derivative(ctx.needs_input_grad[:3], ctx.saved_tensors, *ctx.rest, *grads), None, None)
+
+    return Differentiable
 
 
-# ---- fake implementations: sizes, dtypes and memory formats, without data -----------------------------------------------
+def _autograd_formula(
+    derivative: Callable[..., Gradients], saved: int
+) -> tuple[Callable[..., None], Callable[..., Any]]:
+    """The same, as torch.library.register_autograd takes it."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:saved])
+        ctx.parameters = inputs[3:8]
+        ctx.algorithm = inputs[8]
+
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        parameters = Parameters.make(*ctx.parameters)
+        results = derivative(ctx.needs_input_grad[:3], ctx.saved_tensors, parameters, ctx.algorithm, *grads)
+        return (*results, *(None,) * 6)
+
+    return setup_context, backward
 
 
-def _fake_forward(input: Tensor, weight: Tensor, bias: Tensor | None, *parameters: Any) -> Tensor:
-    size = native.forward(input, weight, bias, _parameters(*parameters[:5])).shape
+# ---- fake implementations: sizes, dtypes and memory formats, without data -------------------------------------------
+
+
+def _fake_forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, parameters: Parameters, algorithm: str
+) -> Tensor:
+    size = native.forward(input, weight, bias, parameters).shape
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format_of(input))
 
 
-def _fake_grad_input(grad_output: Tensor, weight: Tensor, input_size: Sizes, *parameters: Any) -> Tensor:
+def _fake_grad_input(
+    grad_output: Tensor, weight: Tensor, input_size: torch.Size, parameters: Parameters, algorithm: str
+) -> Tensor:
     size = (grad_output.size(0), weight.size(0), *input_size)
     memory_format = memory_format_of(grad_output)
     return torch.empty(size, dtype=weight.dtype, device=weight.device, memory_format=memory_format)
 
 
-def _fake_grad_weight(grad_output: Tensor, input: Tensor, kernel_size: Sizes, *parameters: Any) -> Tensor:
-    size = (input.size(1), grad_output.size(1) // parameters[4], *kernel_size)
+def _fake_grad_weight(
+    grad_output: Tensor, input: Tensor, kernel_size: torch.Size, parameters: Parameters, algorithm: str
+) -> Tensor:
+    size = (input.size(1), grad_output.size(1) // parameters.groups, *kernel_size)
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format_of(input))
 
 
 def _fake_grad_input_weight(
-    grad_output: Tensor, input: Tensor, weight: Tensor, *parameters: Any
+    grad_output: Tensor, input: Tensor, weight: Tensor, parameters: Parameters, algorithm: str
 ) -> tuple[Tensor, Tensor]:
     memory_format = memory_format_of(input)
     return (
@@ -87,158 +183,106 @@ def _fake_grad_input_weight(
 
 # ---- derivatives ----------------------------------------------------------------------------------------------------
 
-
-def _remember(ctx: Any, tensors: tuple[Tensor, ...], parameters: tuple[Any, ...]) -> None:
-    ctx.save_for_backward(*tensors)
-    ctx.parameters = parameters
-    ctx.set_materialize_grads(False)
+Needs = tuple[bool, bool, bool]
 
 
-def _sum(*terms: Tensor | None) -> Tensor | None:
-    present = [term for term in terms if term is not None]
-    return None if not present else present[0] if len(present) == 1 else present[0] + present[1]
+def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return first if second is None else second
+    return first + second
 
 
-def _nones(parameters: Sequence[Any]) -> tuple[None, ...]:
-    return (None,) * len(parameters)
+def _derivative_of_forward(
+    needs: Needs, saved: tuple[Tensor, ...], parameters: Parameters, algorithm: str, grad: Tensor | None
+) -> Gradients:
+    if grad is None:
+        return None, None, None
+    input, weight = saved
+    for_input = for_weight = None
+    if needs[0] and needs[1]:
+        for_input, for_weight = grad_input_weight(grad, input, weight, parameters, algorithm)
+    elif needs[0]:
+        for_input = grad_input(grad, weight, input.shape[2:], parameters, algorithm)
+    elif needs[1]:
+        for_weight = grad_weight(grad, input, weight.shape[2:], parameters, algorithm)
+    return for_input, for_weight, grad.sum((0, 2, 3, 4)) if needs[2] else None
 
 
-def _kernel_size(weight: Tensor) -> tuple[int, ...]:
-    return tuple(weight.shape[2:])
+def _derivative_of_grad_input(
+    needs: Needs, saved: tuple[Tensor, ...], parameters: Parameters, algorithm: str, grad: Tensor | None
+) -> Gradients:
+    if grad is None:
+        return None, None, None
+    grad_output, weight = saved
+    return (
+        forward(grad, weight, None, parameters, algorithm) if needs[0] else None,
+        grad_weight(grad_output, grad, weight.shape[2:], parameters, algorithm) if needs[1] else None,
+        None,
+    )
 
 
-def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _remember(ctx, inputs[:2], inputs[3:])
-    ctx.has_bias = inputs[2] is not None
+def _derivative_of_grad_weight(
+    needs: Needs, saved: tuple[Tensor, ...], parameters: Parameters, algorithm: str, grad: Tensor | None
+) -> Gradients:
+    if grad is None:
+        return None, None, None
+    grad_output, input = saved
+    return (
+        forward(input, grad, None, parameters, algorithm) if needs[0] else None,
+        grad_input(grad_output, grad, input.shape[2:], parameters, algorithm) if needs[1] else None,
+        None,
+    )
 
 
-def _backward_forward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-    input, weight = ctx.saved_tensors
-    parameters = ctx.parameters
-    for_input = for_weight = for_bias = None
-    if grad is not None:
-        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        if needs_input and needs_weight:
-            for_input, for_weight = grad_input_weight(grad, input, weight, *parameters)
-        elif needs_input:
-            for_input = grad_input(grad, weight, input.shape[2:], *parameters)
-        elif needs_weight:
-            for_weight = grad_weight(grad, input, _kernel_size(weight), *parameters)
-        if ctx.has_bias and needs_bias:
-            for_bias = grad.sum((0, 2, 3, 4))
-    return for_input, for_weight, for_bias, *_nones(parameters)
+def _derivative_of_grad_input_weight(
+    needs: Needs,
+    saved: tuple[Tensor, ...],
+    parameters: Parameters,
+    algorithm: str,
+    by_input: Tensor | None,
+    by_weight: Tensor | None,
+) -> Gradients:
+    grad_output, input, weight = saved
+    through_input = _derivative_of_grad_input(
+        (needs[0], needs[2], False), (grad_output, weight), parameters, algorithm, by_input
+    )
+    through_weight = _derivative_of_grad_weight(
+        (needs[0], needs[1], False), (grad_output, input), parameters, algorithm, by_weight
+    )
+    return _sum(through_input[0], through_weight[0]), through_weight[1], through_input[1]
 
 
-def _setup_grad_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _remember(ctx, inputs[:2], inputs[3:])
+# ---- the operators --------------------------------------------------------------------------------------------------
 
-
-def _backward_grad_input(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-    grad_output, weight = ctx.saved_tensors
-    parameters = ctx.parameters
-    for_grad_output = for_weight = None
-    if grad is not None and ctx.needs_input_grad[0]:
-        for_grad_output = forward(grad, weight, None, *parameters)
-    if grad is not None and ctx.needs_input_grad[1]:
-        for_weight = grad_weight(grad_output, grad, _kernel_size(weight), *parameters)
-    return for_grad_output, for_weight, None, *_nones(parameters)
-
-
-def _setup_grad_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _remember(ctx, inputs[:2], inputs[3:])
-
-
-def _backward_grad_weight(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-    grad_output, input = ctx.saved_tensors
-    parameters = ctx.parameters
-    for_grad_output = for_input = None
-    if grad is not None and ctx.needs_input_grad[0]:
-        for_grad_output = forward(input, grad, None, *parameters)
-    if grad is not None and ctx.needs_input_grad[1]:
-        for_input = grad_input(grad_output, grad, input.shape[2:], *parameters)
-    return for_grad_output, for_input, None, *_nones(parameters)
-
-
-def _setup_grad_input_weight(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _remember(ctx, inputs[:3], inputs[3:])
-
-
-def _backward_grad_input_weight(ctx: Any, by_input: Tensor | None, by_weight: Tensor | None) -> tuple[Any, ...]:
-    grad_output, input, weight = ctx.saved_tensors
-    parameters = ctx.parameters
-    needs_grad_output, needs_input, needs_weight = ctx.needs_input_grad[:3]
-    for_grad_output = for_input = for_weight = None
-    if needs_grad_output:
-        for_grad_output = _sum(
-            None if by_input is None else forward(by_input, weight, None, *parameters),
-            None if by_weight is None else forward(input, by_weight, None, *parameters),
-        )
-    if needs_input and by_weight is not None:
-        for_input = grad_input(grad_output, by_weight, input.shape[2:], *parameters)
-    if needs_weight and by_input is not None:
-        for_weight = grad_weight(grad_output, by_input, _kernel_size(weight), *parameters)
-    return for_grad_output, for_input, for_weight, *_nones(parameters)
-
-
-# ---- registration ---------------------------------------------------------------------------------------------------
-
-_library = torch.library.Library("convt3d_gemm", "DEF")
-
-
-def _autograd_kernel(
-    operator: Callable[..., Any], setup_context: Callable[..., None], backward: Callable[..., Any]
-) -> Callable[..., Any]:
-    """An autograd implementation for releases without torch.library.register_autograd (before 2.4)."""
-
-    class Differentiable(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                output = operator(*inputs)
-            setup_context(ctx, inputs, output)
-            return output
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            return backward(ctx, *grads)
-
-    return Differentiable.apply  # type: ignore[no-any-return]
-
-
-def _register(
-    name: str,
-    implementation: Callable[..., Any],
-    fake: Callable[..., Any],
-    setup_context: Callable[..., None],
-    backward: Callable[..., Any],
-) -> Callable[..., Any]:
-    tags = [
-        getattr(torch.Tag, tag)
-        for tag in ("pt2_compliant_tag", "needs_fixed_stride_order")
-        if hasattr(torch.Tag, tag)
-    ]
-    qualified = f"convt3d_gemm::{name}"
-    _library.define(name + _SCHEMAS[name], tags=tags)
-    _library.impl(name, implementation, "CompositeExplicitAutograd")
-    operator: Callable[..., Any] = getattr(torch.ops.convt3d_gemm, name).default
-    if hasattr(torch.library, "register_fake"):  # PyTorch 2.4 and later
-        torch.library.register_fake(qualified, fake, lib=_library)
-        torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
-    else:
-        torch.library.impl_abstract(qualified, fake, lib=_library)
-        _library.impl(name, _autograd_kernel(operator, setup_context, backward), "Autograd")
-    return operator
-
-
-forward = _register("forward", _forward, _fake_forward, _setup_forward, _backward_forward)
-grad_input = _register("grad_input", _grad_input, _fake_grad_input, _setup_grad_input, _backward_grad_input)
-grad_weight = _register(
-    "grad_weight", _grad_weight, _fake_grad_weight, _setup_grad_weight, _backward_grad_weight
+forward = Operator(
+    "forward",
+    "(Tensor input, Tensor weight, Tensor? bias, {}) -> Tensor",
+    selection.forward,
+    _fake_forward,
+    _derivative_of_forward,
+    saved=2,
 )
-grad_input_weight = _register(
+grad_input = Operator(
+    "grad_input",
+    "(Tensor grad_output, Tensor weight, SymInt[3] input_size, {}) -> Tensor",
+    selection.grad_input,
+    _fake_grad_input,
+    _derivative_of_grad_input,
+    saved=2,
+)
+grad_weight = Operator(
+    "grad_weight",
+    "(Tensor grad_output, Tensor input, SymInt[3] kernel_size, {}) -> Tensor",
+    selection.grad_weight,
+    _fake_grad_weight,
+    _derivative_of_grad_weight,
+    saved=2,
+)
+grad_input_weight = Operator(
     "grad_input_weight",
-    _grad_input_weight,
+    "(Tensor grad_output, Tensor input, Tensor weight, {}) -> (Tensor, Tensor)",
+    selection.grad_input_weight,
     _fake_grad_input_weight,
-    _setup_grad_input_weight,
-    _backward_grad_input_weight,
+    _derivative_of_grad_input_weight,
+    saved=3,
 )

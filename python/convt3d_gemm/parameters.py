@@ -7,7 +7,7 @@ import operator
 from collections.abc import Sequence
 from typing import NamedTuple, Union
 
-__all__ = ["Parameters", "SizeArgument"]
+__all__ = ["Parameters", "SizeArgument", "Triple"]
 
 Triple = tuple[int, int, int]
 SizeArgument = Union[int, Sequence[int]]
@@ -36,13 +36,14 @@ class Parameters(NamedTuple):
         Raises:
             TypeError: an argument is not an integer or a sequence of them.
             RuntimeError: a sequence has neither one nor three elements.
+            ValueError: an integer does not fit in 64 bits.
         """
         return cls(
             _triple("stride", stride),
             _triple("padding", padding),
             _triple("output_padding", output_padding),
             _triple("dilation", dilation),
-            _integer("groups", groups),
+            _integer("groups", groups, "an int"),
         )
 
     @classmethod
@@ -54,14 +55,20 @@ class Parameters(NamedTuple):
         dilation: SizeArgument,
         groups: int,
     ) -> Parameters:
-        """`make`, remembered for arguments that can be hashed."""
-        try:
-            return _make_cached(stride, padding, output_padding, dilation, groups)
-        except TypeError:
-            return cls.make(stride, padding, output_padding, dilation, groups)
+        """`make`, remembered where arguments that are equal mean the same."""
+        plain = _is_plain(stride) and _is_plain(padding) and _is_plain(output_padding) and _is_plain(dilation)
+        make = _make_cached if plain and type(groups) is int else cls.make
+        return make(stride, padding, output_padding, dilation, groups)
 
 
-@functools.lru_cache(maxsize=1024, typed=True)
+def _is_plain(value: object) -> bool:
+    """Whether it is an int, or three in a tuple: not what else equals them, like floats, nor a tensor, which changes."""
+    return type(value) is int or (
+        type(value) is tuple and len(value) == 3 and type(value[0]) is type(value[1]) is type(value[2]) is int
+    )
+
+
+@functools.lru_cache(maxsize=1024)
 def _make_cached(
     stride: SizeArgument,
     padding: SizeArgument,
@@ -72,23 +79,23 @@ def _make_cached(
     return Parameters.make(stride, padding, output_padding, dilation, groups)
 
 
-def _integer(name: str, value: object) -> int:
+def _integer(name: str, value: object, allowed: str = "an int or a tuple of ints") -> int:
     if isinstance(value, bool):
-        raise TypeError(f"{name} must be an int or a tuple of ints, got bool")
+        raise TypeError(f"{name} must be {allowed}, got bool")
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{name} must be an int or a tuple of ints, got {type(value).__name__}") from None
+        raise TypeError(f"{name} must be {allowed}, got {type(value).__name__}") from None
     if not -(2**63) <= number < 2**63:
-        raise RuntimeError(f"{name} must fit in 64 bits, got {number}")
+        raise ValueError(f"{name} must fit in 64 bits, got {number}")
     return number
 
 
 def _triple(name: str, value: SizeArgument) -> Triple:
-    if not isinstance(value, Sequence):
+    if not isinstance(value, Sequence) or isinstance(value, str):
         number = _integer(name, value)
         return (number, number, number)
-    if isinstance(value, str) or len(value) not in (1, 3):
+    if len(value) not in (1, 3):
         raise RuntimeError(f"{name} must be one int or three (depth, height, width), got {value!r}")
     numbers = [_integer(name, element) for element in value]
     return (numbers[0], numbers[-2] if len(numbers) == 3 else numbers[0], numbers[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +11,6 @@ from torch import Tensor
 from convt3d_gemm import gemm, native
 from convt3d_gemm.binding import has_backend, missing_backend
 from convt3d_gemm.parameters import Parameters, SizeArgument
-from convt3d_gemm.settings import get_workspace_limit
 
 __all__ = ["algorithms", "check_algorithm", "workspace_bytes"]
 
@@ -51,31 +51,31 @@ def _check_tensors(first_name: str, first: Tensor, **others: Tensor | None) -> N
         raise RuntimeError(f"{first_name} must be a dense tensor, got layout {first.layout}")
 
 
-def _takes_gemm(
+def _gemm_call(
     algorithm: str,
     operator: gemm.Operator,
     input_size: torch.Size,
     weight_size: torch.Size,
     parameters: Parameters,
     like: Tensor,
-) -> bool:
-    """Whether the GEMM path computes the call; the alternative is PyTorch's own."""
+) -> gemm.Call | None:
+    """The GEMM path's call where it is the one to compute the operator; None where PyTorch's own is."""
     check_algorithm(algorithm)
-    if algorithm != "auto":
-        return algorithm == "gemm"
-    if has_backend(like.device.type):
-        memory_format = gemm.memory_format_of(like)
-        return gemm.fits(operator, input_size, weight_size, parameters, memory_format, like)
+    if algorithm == "native":
+        return None
+    if algorithm == "gemm" or has_backend(like.device.type):
+        call = gemm.plan_call(operator, input_size, weight_size, parameters, like)
+        return call if algorithm == "gemm" or call.plan.fits else None
     if like.device.type in ("cpu", "cuda"):
         warnings.warn(f"algorithm 'auto' uses PyTorch's own: {missing_backend(like.device.type)}", stacklevel=2)
-    return False
+    return None
 
 
-def _check_bias(bias: Tensor | None, weight: Tensor, parameters: Parameters) -> None:
-    if bias is not None and bias.shape != (weight.size(1) * parameters.groups,):
+def _check_bias(bias: Tensor, weight: Tensor, parameters: Parameters) -> None:
+    channels = weight.size(1) * parameters.groups
+    if bias.dim() != 1 or bias.size(0) != channels:
         raise RuntimeError(
-            f"bias must have one element per output channel, {weight.size(1) * parameters.groups}, "
-            f"got size {tuple(bias.shape)}"
+            f"bias must have one element per output channel, {channels}, got size {tuple(bias.shape)}"
         )
 
 
@@ -84,33 +84,38 @@ def forward(
 ) -> Tensor:
     """The transposed convolution of a 5-D input."""
     _check_tensors("input", input, weight=weight, bias=bias)
-    takes_gemm = _takes_gemm(algorithm, Operator.forward, input.shape, weight.shape, parameters, input)
-    _check_bias(bias, weight, parameters)
-    if takes_gemm:
-        return gemm.forward(input, weight, bias, parameters)
-    return native.forward(input, weight, bias, parameters)
+    call = _gemm_call(algorithm, Operator.forward, input.shape, weight.shape, parameters, input)
+    if bias is not None:
+        _check_bias(bias, weight, parameters)
+    if call is None:
+        return native.forward(input, weight, bias, parameters)
+    return gemm.forward(call, input, weight, bias)
 
 
 def grad_input(
-    grad_output: Tensor, weight: Tensor, input_size: torch.Size, parameters: Parameters, algorithm: str
+    grad_output: Tensor, weight: Tensor, input_size: Sequence[int], parameters: Parameters, algorithm: str
 ) -> Tensor:
-    """The gradient with respect to an input of size `input_size`."""
+    """The gradient with respect to an input of spatial size `input_size`."""
     _check_tensors("grad_output", grad_output, weight=weight)
-    if _takes_gemm(algorithm, Operator.grad_input, input_size, weight.shape, parameters, grad_output):
-        return gemm.grad_input(grad_output, weight, input_size, parameters)
-    input = grad_output.new_empty(1).expand(input_size)  # only its size and dtype are looked at
-    return native.gradients(grad_output, input, weight, parameters, with_input=True, with_weight=False)[0]
+    size = torch.Size((grad_output.size(0), weight.size(0), *input_size))
+    call = _gemm_call(algorithm, Operator.grad_input, size, weight.shape, parameters, grad_output)
+    if call is None:
+        input = grad_output.new_empty(1).expand(size)  # only its size and dtype are looked at
+        return native.gradients(grad_output, input, weight, parameters, with_input=True, with_weight=False)[0]
+    return gemm.grad_input(call, grad_output, weight)
 
 
 def grad_weight(
-    grad_output: Tensor, input: Tensor, weight_size: torch.Size, parameters: Parameters, algorithm: str
+    grad_output: Tensor, input: Tensor, kernel_size: Sequence[int], parameters: Parameters, algorithm: str
 ) -> Tensor:
-    """The gradient with respect to a weight of size `weight_size`."""
+    """The gradient with respect to a weight of spatial size `kernel_size`."""
     _check_tensors("grad_output", grad_output, input=input)
-    if _takes_gemm(algorithm, Operator.grad_weight, input.shape, weight_size, parameters, input):
-        return gemm.grad_weight(grad_output, input, weight_size, parameters)
-    weight = grad_output.new_empty(1).expand(weight_size)
-    return native.gradients(grad_output, input, weight, parameters, with_input=False, with_weight=True)[1]
+    size = torch.Size((input.size(1), grad_output.size(1) // max(parameters.groups, 1), *kernel_size))
+    call = _gemm_call(algorithm, Operator.grad_weight, input.shape, size, parameters, input)
+    if call is None:
+        weight = grad_output.new_empty(1).expand(size)
+        return native.gradients(grad_output, input, weight, parameters, with_input=False, with_weight=True)[1]
+    return gemm.grad_weight(call, grad_output, input)
 
 
 def grad_input_weight(
@@ -118,9 +123,10 @@ def grad_input_weight(
 ) -> tuple[Tensor, Tensor]:
     """Both gradients at once."""
     _check_tensors("grad_output", grad_output, input=input, weight=weight)
-    if _takes_gemm(algorithm, Operator.grad_input_weight, input.shape, weight.shape, parameters, input):
-        return gemm.grad_input_weight(grad_output, input, weight, parameters)
-    return native.gradients(grad_output, input, weight, parameters, with_input=True, with_weight=True)
+    call = _gemm_call(algorithm, Operator.grad_input_weight, input.shape, weight.shape, parameters, input)
+    if call is None:
+        return native.gradients(grad_output, input, weight, parameters, with_input=True, with_weight=True)
+    return gemm.grad_input_weight(call, grad_output, input, weight)
 
 
 def workspace_bytes(
@@ -158,14 +164,4 @@ def workspace_bytes(
     if input.dim() == 4:
         input = input.unsqueeze(0)
     parameters = Parameters.make(stride, padding, output_padding, dilation, groups)
-    plan, _ = gemm.plan_for(
-        named[operator],
-        input.shape,
-        weight.shape,
-        parameters,
-        gemm.memory_format_of(input),
-        input.dtype,
-        input.device,
-        get_workspace_limit(),
-    )
-    return plan.workspace_bytes
+    return gemm.plan_call(named[operator], input.shape, weight.shape, parameters, input).plan.workspace_bytes

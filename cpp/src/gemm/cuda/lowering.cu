@@ -9,6 +9,11 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// Blocks per multiprocessor that the compiler is to leave registers for. Left to itself it aims for more of them, and
+// saves registers by adding up each load before the next one is under way.
+template <int Taps>
+constexpr int kBlocks = Taps == 1 ? 3 : 4;
+
 // Neighbouring elements that one thread loads or stores at once.
 template <class T, int Width>
 struct alignas(sizeof(T) * Width) Vector {
@@ -28,6 +33,9 @@ CONVT3D_HOST_DEVICE Position<Index> position_of(Index voxel, const Divisor<Index
   const Index plane = by_height.quotient(line);
   return {plane, line - plane * by_height.value, voxel - line * by_width.value};
 }
+
+// The product wrote the columns from first to last, so the last ones are still in the L2 cache: they are read first.
+__device__ unsigned last_written_first() { return gridDim.x - 1 - blockIdx.x; }
 
 // The columns along depth and height that meet one output row: `count` steps of `step` along each axis, from `start`.
 template <class Index>
@@ -87,10 +95,11 @@ struct Col2VolArguments {
 // `Channels` channels are all under way at once, which is what hides memory's latency. Where a thread's outputs fill an
 // aligned vector they are stored as one. Each column is read once, each output written once; bound by that traffic.
 template <class T, class Column, class Index, int Residues, int Taps, int Channels>
-__global__ void __launch_bounds__(kThreads) col2vol_ncdhw(const __grid_constant__ Col2VolArguments<T, Column, Index> in) {
+__global__ void __launch_bounds__(kThreads, kBlocks<Taps>) col2vol_ncdhw(const __grid_constant__ Col2VolArguments<T, Column, Index> in) {
   using Sum = Accumulator<T>;
-  const unsigned volume = blockIdx.x / in.item_blocks;
-  const Index item = static_cast<Index>(blockIdx.x - volume * in.item_blocks) * kThreads + threadIdx.x;
+  const unsigned block = last_written_first();
+  const unsigned volume = block / in.item_blocks;
+  const Index item = static_cast<Index>(block - volume * in.item_blocks) * kThreads + threadIdx.x;
   if (item >= in.items) return;
   const unsigned sample = volume / in.channel_blocks;
   const int64_t channel = static_cast<int64_t>(volume - sample * in.channel_blocks) * Channels;
@@ -175,10 +184,11 @@ __global__ void __launch_bounds__(kThreads) col2vol_ncdhw(const __grid_constant_
 // threads hold neighbouring channels. Loads and stores are vectors of up to 16 bytes, and `Taps` loads are under way at
 // once. Bound by the columns' traffic.
 template <class T, class Column, class Index, int Taps, int Width>
-__global__ void __launch_bounds__(kThreads) col2vol_ndhwc(const __grid_constant__ Col2VolArguments<T, Column, Index> in) {
+__global__ void __launch_bounds__(kThreads, 4) col2vol_ndhwc(const __grid_constant__ Col2VolArguments<T, Column, Index> in) {
   using Sum = Accumulator<T>;
-  const unsigned sample = blockIdx.x / in.item_blocks;
-  const Index item = static_cast<Index>(blockIdx.x - sample * in.item_blocks) * kThreads + threadIdx.x;
+  const unsigned block = last_written_first();
+  const unsigned sample = block / in.item_blocks;
+  const Index item = static_cast<Index>(block - sample * in.item_blocks) * kThreads + threadIdx.x;
   if (item >= in.items) return;
   const Index voxel = in.by_vectors.quotient(item);
   const Index channel = (item - voxel * in.by_vectors.value) * Width;

@@ -1,0 +1,17 @@
+"""The comparison behind ``convt3d bench``: which algorithm wins for which layer, on this machine.
+
+The parts, in the order in which a run goes through them:
+
+- ``command``: the arguments, and the run from beginning to end;
+- ``layers``: the description of one layer, the table of layers, the presets;
+- ``competitors``: the algorithms, by name;
+- ``device``: what it is, its cache and memory;
+- ``ceilings``: its copy rate and GEMM rate, and the floor that these put under a layer's time;
+- ``measure``: one layer through all competitors, which brings together
+
+  - ``inputs``: random tensors in a dtype and a layout,
+  - ``reference`` and ``checking``: the right answer in float64, and how far off a result may be,
+  - ``timing``: the clock, and taking turns;
+
+- ``report``: tables, progress and JSON (the only part that needs ``rich``).
+"""
