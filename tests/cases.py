@@ -23,6 +23,9 @@ BOUNDS = {
 }
 TF32_BOUND = 1e-3
 
+OPERATORS = ["forward", "grad_input", "grad_weight", "grad_input_weight"]
+LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -83,6 +86,40 @@ class Tensors:
         return Tensors(*(t.to(dtype) for t in (self.input, self.weight, self.bias, self.grad_output)))
 
 
+#: One convolution of each kind that an implementation may treat on its own.
+NAMED = {
+    "plain": Case(),
+    "odd sizes": Case(3, 5, 7, size=(3, 5, 7), kernel=(3, 2, 5), stride=(2, 3, 1), padding=(1, 0, 2)),
+    "stride over kernel": Case(kernel=(2, 1, 3), stride=(4, 3, 5), padding=(0, 0, 1)),
+    "stride 1": Case(stride=(1, 1, 1), padding=(1, 0, 2)),
+    "dilation": Case(stride=(1, 1, 1), dilation=(2, 3, 1), kernel=(2, 3, 4)),
+    "dilation, stride, no factor shared": Case(stride=(2, 3, 4), dilation=(3, 2, 3), padding=(2, 1, 0)),
+    "dilation, stride, a factor shared": Case(stride=(4, 2, 6), dilation=(6, 2, 4), padding=(3, 2, 1)),
+    "output_padding under stride": Case(stride=(3, 2, 4), output_padding=(2, 1, 3)),
+    "output_padding under dilation": Case(stride=(1, 1, 2), dilation=(3, 2, 3), output_padding=(2, 1, 2)),
+    "padding over kernel": Case(stride=(2, 2, 2), padding=(4, 3, 5), kernel=(3, 3, 3), size=(7, 5, 8)),
+    "two groups": Case(groups=2),
+    "depthwise": Case(in_channels=6, out_channels=6, groups=6),
+    "depthwise, three out of each": Case(in_channels=4, out_channels=12, groups=4, stride=(1, 2, 1)),
+    "groups of several into one": Case(in_channels=6, out_channels=3, groups=3),
+    "one voxel": Case(size=(1, 1, 1)),
+    "one sample": Case(batch=1),
+    "one of everything": Case(1, 1, 1, 1, (1, 1, 1), (1, 1, 1), (1, 1, 1), (0, 0, 0)),
+    "one channel in and out": Case(in_channels=1, out_channels=1),
+    "a line": Case(size=(1, 9, 1), kernel=(1, 3, 1), stride=(1, 2, 1), padding=(0, 1, 0)),
+    "a plane": Case(size=(1, 6, 7), kernel=(1, 3, 3), padding=(0, 1, 1)),
+    "pointwise": Case(kernel=(1, 1, 1), stride=(1, 1, 1), padding=(0, 0, 0)),
+    "pointwise, grouped": Case(kernel=(1, 1, 1), stride=(1, 1, 1), padding=(0, 0, 0), groups=2),
+    "pointwise, strided": Case(kernel=(1, 1, 1), stride=(2, 1, 3), padding=(0, 0, 0)),
+    "pointwise, cropped": Case(kernel=(1, 1, 1), stride=(1, 1, 1), padding=(1, 0, 1)),
+    "kernel = stride": Case(kernel=(2, 2, 2), padding=(0, 0, 0)),
+    "kernel = stride, uneven": Case(kernel=(1, 2, 3), stride=(1, 2, 3), padding=(0, 0, 0)),
+    "kernel = stride, padded": Case(kernel=(2, 2, 2), padding=(1, 0, 1)),
+    "kernel = stride, grouped": Case(kernel=(2, 2, 2), padding=(0, 0, 0), groups=2),
+    "empty batch": Case(batch=0),
+}
+
+
 def native(case: Case, tensors: Tensors, operator: str, dtype: torch.dtype) -> list[Tensor]:
     """PyTorch's results of an operator, computed in `dtype`."""
     given = tensors.to(dtype)
@@ -121,7 +158,8 @@ def ours(case: Case, tensors: Tensors, operator: str) -> list[Tensor]:
 def squared_error(result: Tensor, reference: Tensor) -> tuple[float, float]:
     """Squared norms of the error and of the reference."""
     assert result.shape == reference.shape
-    difference = result.double() - reference
+    result, reference = result.detach().double(), reference.detach()
+    difference = result - reference
     return float((difference * difference).sum()), float((reference * reference).sum())
 
 

@@ -122,6 +122,9 @@ struct Axis {
     return index * stride - padding + tap * dilation;
   }
 
+  // The most taps that meet any one output position.
+  CONVT3D_HOST_DEVICE Index most_taps() const { return (kernel + tap_step - 1) / tap_step; }
+
   // The taps that meet output position `position`, none of them tried and discarded. With position + padding =
   // stride * quotient + residue, the first tap and its input's distance from the quotient depend on the residue alone.
   CONVT3D_HOST_DEVICE TapWalk<Index> taps_at(Index position) const {
@@ -212,7 +215,10 @@ struct Geometry {
                             problem.stride[axis];
       if (reach > kLimit / 2 || problem.stride[axis] > kLimit / problem.stride[axis]) return false;
     }
-    return problem.taps() * problem.input_voxels() <= kLimit / 2 && problem.output_voxels() <= kLimit / 2;
+    // Rounded up to whole strides, as kernels that take an output row a stride at a time count them.
+    const int64_t rounded =
+        output[0] * (output[1] + problem.stride[1]) * (output[2] + problem.stride[2]);
+    return problem.taps() * problem.input_voxels() <= kLimit / 2 && rounded <= kLimit / 2;
   }
 };
 

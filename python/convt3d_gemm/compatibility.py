@@ -15,11 +15,11 @@ __all__ = [
 OutOfMemoryError: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
-if hasattr(torch.backends.cudnn, "conv"):  # PyTorch 2.9 and later
+if hasattr(torch._C, "_get_fp32_precision_getter"):  # PyTorch 2.9 and later: torch.backends.cudnn.conv.fp32_precision
 
     def allows_tf32() -> bool:
         """Whether PyTorch's own convolution would use TF32 for float32 on CUDA just now."""
-        return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")
+        return bool(torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32")
 else:
 
     def allows_tf32() -> bool:
@@ -31,6 +31,8 @@ if hasattr(torch, "get_autocast_dtype"):  # PyTorch 2.4 and later
 
     def autocast_dtype(device_type: str) -> torch.dtype | None:
         """The dtype that autocast wants convolutions in on this device type, or None outside autocast."""
+        if device_type == "meta":  # autocast raises at its name
+            return None
         return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
 else:
 

@@ -52,9 +52,8 @@ def conv_transpose3d(
         (N, Cout, OD, OH, OW), or (Cout, OD, OH, OW) for an input of one sample.
 
     Raises:
-        ValueError: an algorithm that there is not.
+        ValueError: an algorithm that there is not, or a parameter that does not fit in 64 bits.
         TypeError: an argument of the wrong type.
-        ValueError: a parameter that does not fit in 64 bits.
         RuntimeError: sizes, dtypes, devices or parameters that no convolution satisfies, as PyTorch raises it.
         NotImplementedError: an integer or complex dtype.
     """

@@ -20,7 +20,6 @@ from convt3d_gemm.settings import get_workspace_limit
 
 __all__ = [
     "Call",
-    "Operator",
     "forward",
     "grad_input",
     "grad_input_weight",
@@ -29,7 +28,13 @@ __all__ = [
     "plan_call",
 ]
 
-Operator = _C.Operator
+#: The operators by name. (Enumerations of the binding are slow to hash, and every call looks its plan up.)
+_OPERATORS = {
+    "forward": _C.Operator.forward,
+    "grad_input": _C.Operator.grad_input,
+    "grad_weight": _C.Operator.grad_weight,
+    "grad_input_weight": _C.Operator.grad_input_weight,
+}
 
 _DATA_TYPES = {
     torch.float64: _C.DataType.float64,
@@ -52,7 +57,7 @@ class Call(NamedTuple):
     """What one operator on tensors of one description needs: made once, and remembered.
 
     Attributes:
-        operator: which one.
+        operator: its name.
         input_size: (N, Cin, D, H, W).
         weight_size: (Cin, Cout / groups, kd, kh, kw).
         parameters: of the convolution.
@@ -66,7 +71,7 @@ class Call(NamedTuple):
         output_size: (N, Cout, OD, OH, OW).
     """
 
-    operator: _C.Operator
+    operator: str
     input_size: torch.Size
     weight_size: torch.Size
     parameters: Parameters
@@ -102,7 +107,7 @@ def _check_sizes(input_size: torch.Size, weight_size: torch.Size, dtype: torch.d
 
 @functools.lru_cache(maxsize=4096)
 def _planned(
-    operator: _C.Operator,
+    operator: str,
     input_size: torch.Size,
     weight_size: torch.Size,
     parameters: Parameters,
@@ -143,18 +148,18 @@ def _planned(
         device,
         threads,
         limit,
-        plan=_C.Plan(problem, operator, target, limit),
+        plan=_C.Plan(problem, _OPERATORS[operator], target, limit),
         output_size=(input_size[0], weight_size[1] * parameters.groups, *problem.output),
     )
 
 
 def plan_call(
-    operator: _C.Operator, input_size: torch.Size, weight_size: torch.Size, parameters: Parameters, like: Tensor
+    operator: str, input_size: torch.Size, weight_size: torch.Size, parameters: Parameters, like: Tensor
 ) -> Call:
     """Plan an operator under the present workspace limit, number of threads and TF32 setting.
 
     Args:
-        operator: which one.
+        operator: "forward", "grad_input", "grad_weight" or "grad_input_weight".
         input_size: (N, Cin, D, H, W).
         weight_size: (Cin, Cout / groups, kd, kh, kw).
         parameters: of the convolution.
@@ -197,7 +202,8 @@ def _allocate_workspace(call: Call) -> tuple[_C.Plan, Tensor]:
             return plan, torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=call.device)
         except RuntimeError as error:
             call = call.within(max(min(call.limit, plan.workspace_bytes) // 2, 1))
-            if not _is_out_of_memory(error) or not call.plan.fits:
+            # Where nothing fits that limit, the plan is for the smallest pieces there are.
+            if not _is_out_of_memory(error) or call.plan.workspace_bytes >= plan.workspace_bytes:
                 raise
 
 

@@ -91,7 +91,8 @@ _PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter, torch.Size, tuple, type(No
 
 def _is_plain(first: Any, second: Any, third: Any) -> bool:
     types = _PLAIN_TYPES
-    return type(first) in types and type(second) in types and type(third) in types and is_plain_eager()
+    plain = type(first) in types and type(second) in types and type(third) in types and not first.is_meta
+    return plain and is_plain_eager()
 
 
 def _needs_grad(first: Tensor, second: Tensor, third: Any) -> bool:
@@ -152,6 +153,7 @@ def _autograd_formula(
 def _fake_forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, parameters: Parameters, algorithm: str
 ) -> Tensor:
+    selection.check_tensors("input", input, weight=weight, bias=bias)
     size = native.forward(input, weight, bias, parameters).shape
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format_of(input))
 
@@ -159,6 +161,7 @@ def _fake_forward(
 def _fake_grad_input(
     grad_output: Tensor, weight: Tensor, input_size: torch.Size, parameters: Parameters, algorithm: str
 ) -> Tensor:
+    selection.check_tensors("grad_output", grad_output, weight=weight)
     size = (grad_output.size(0), weight.size(0), *input_size)
     memory_format = memory_format_of(grad_output)
     return torch.empty(size, dtype=weight.dtype, device=weight.device, memory_format=memory_format)
@@ -167,13 +170,15 @@ def _fake_grad_input(
 def _fake_grad_weight(
     grad_output: Tensor, input: Tensor, kernel_size: torch.Size, parameters: Parameters, algorithm: str
 ) -> Tensor:
-    size = (input.size(1), grad_output.size(1) // parameters.groups, *kernel_size)
+    selection.check_tensors("grad_output", grad_output, input=input)
+    size = (input.size(1), grad_output.size(1) // max(parameters.groups, 1), *kernel_size)
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format_of(input))
 
 
 def _fake_grad_input_weight(
     grad_output: Tensor, input: Tensor, weight: Tensor, parameters: Parameters, algorithm: str
 ) -> tuple[Tensor, Tensor]:
+    selection.check_tensors("grad_output", grad_output, input=input, weight=weight)
     memory_format = memory_format_of(input)
     return (
         torch.empty_like(input, memory_format=memory_format),

@@ -12,9 +12,7 @@ from convt3d_gemm import gemm, native
 from convt3d_gemm.binding import has_backend, missing_backend
 from convt3d_gemm.parameters import Parameters, SizeArgument
 
-__all__ = ["algorithms", "check_algorithm", "workspace_bytes"]
-
-Operator = gemm.Operator
+__all__ = ["algorithms", "check_algorithm", "check_tensors", "workspace_bytes"]
 
 _ALGORITHMS = ("auto", "gemm", "native")
 
@@ -30,65 +28,88 @@ def check_algorithm(algorithm: str) -> None:
         raise ValueError(f"algorithm must be one of {', '.join(map(repr, _ALGORITHMS))}, got {algorithm!r}")
 
 
-def _check_tensors(first_name: str, first: Tensor, **others: Tensor | None) -> None:
-    """All tensors must share the first one's dtype, a real floating-point one, and its device."""
+_SIZES = {
+    "input": "(N, Cin, D, H, W)",
+    "weight": "(Cin, Cout / groups, kd, kh, kw)",
+    "grad_output": "(N, Cout, OD, OH, OW)",
+}
+
+
+def _alike(first: Tensor, other: Tensor) -> bool:
+    """The part of `check_tensors` that a plan's description does not check; it is all that a common call spends on it."""
+    return (
+        other.dtype is first.dtype
+        and other.device == first.device
+        and other.layout is torch.strided is first.layout
+    )
+
+
+def check_tensors(first_name: str, first: Tensor, **others: Tensor | None) -> None:
+    """All tensors are dense, of the first one's dtype, a real floating-point one, and device; all but bias are 5-D."""
     if not first.is_floating_point():
         raise NotImplementedError(f"{first_name} must be a real floating-point tensor, got {first.dtype}")
-    for name, other in others.items():
-        if other is None:
+    for name, tensor in ((first_name, first), *others.items()):
+        if tensor is None:
             continue
-        if other.dtype is not first.dtype:
+        if name != "bias" and tensor.dim() != 5:
+            raise RuntimeError(f"{name} must have 5 dimensions {_SIZES[name]}, got size {tuple(tensor.shape)}")
+        if tensor.dtype is not first.dtype:
             raise RuntimeError(
-                f"{name} must have the same dtype as {first_name}, got {other.dtype} and {first.dtype}"
+                f"{name} must have the same dtype as {first_name}, got {tensor.dtype} and {first.dtype}"
             )
-        if other.device != first.device:
+        if tensor.device != first.device:
             raise RuntimeError(
-                f"{name} must be on the same device as {first_name}, got {other.device} and {first.device}"
+                f"{name} must be on the same device as {first_name}, got {tensor.device} and {first.device}"
             )
-        if other.layout is not torch.strided:
-            raise RuntimeError(f"{name} must be a dense tensor, got layout {other.layout}")
-    if first.layout is not torch.strided:
-        raise RuntimeError(f"{first_name} must be a dense tensor, got layout {first.layout}")
+        if tensor.layout is not torch.strided:
+            raise RuntimeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
 
 
 def _gemm_call(
     algorithm: str,
-    operator: gemm.Operator,
+    operator: str,
     input_size: torch.Size,
     weight_size: torch.Size,
     parameters: Parameters,
     like: Tensor,
 ) -> gemm.Call | None:
     """The GEMM path's call where it is the one to compute the operator; None where PyTorch's own is."""
+    if algorithm == "gemm":
+        return gemm.plan_call(operator, input_size, weight_size, parameters, like)
     check_algorithm(algorithm)
-    if algorithm == "native":
-        return None
-    if algorithm == "gemm" or has_backend(like.device.type):
-        call = gemm.plan_call(operator, input_size, weight_size, parameters, like)
-        return call if algorithm == "gemm" or call.plan.fits else None
-    if like.device.type in ("cpu", "cuda"):
-        warnings.warn(f"algorithm 'auto' uses PyTorch's own: {missing_backend(like.device.type)}", stacklevel=2)
+    if algorithm == "auto":
+        if has_backend(like.device.type):
+            call = gemm.plan_call(operator, input_size, weight_size, parameters, like)
+            return call if call.plan.fits else None
+        if like.device.type in ("cpu", "cuda"):
+            warnings.warn(f"algorithm 'auto' uses PyTorch's own: {missing_backend(like.device.type)}", stacklevel=2)
     return None
 
 
 def _check_bias(bias: Tensor, weight: Tensor, parameters: Parameters) -> None:
     channels = weight.size(1) * parameters.groups
-    if bias.dim() != 1 or bias.size(0) != channels:
+    if parameters.groups > 0 and (bias.dim() != 1 or bias.size(0) != channels):
         raise RuntimeError(
             f"bias must have one element per output channel, {channels}, got size {tuple(bias.shape)}"
         )
+
+
+def _in_layout_of(like: Tensor, result: Tensor) -> Tensor:
+    """PyTorch's result in the layout that every algorithm keeps, and that the fake implementations promise."""
+    return result.contiguous(memory_format=gemm.memory_format_of(like))
 
 
 def forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, parameters: Parameters, algorithm: str
 ) -> Tensor:
     """The transposed convolution of a 5-D input."""
-    _check_tensors("input", input, weight=weight, bias=bias)
-    call = _gemm_call(algorithm, Operator.forward, input.shape, weight.shape, parameters, input)
+    if not _alike(input, weight) or (bias is not None and not _alike(input, bias)):
+        check_tensors("input", input, weight=weight, bias=bias)
+    call = _gemm_call(algorithm, "forward", input.shape, weight.shape, parameters, input)
     if bias is not None:
         _check_bias(bias, weight, parameters)
     if call is None:
-        return native.forward(input, weight, bias, parameters)
+        return _in_layout_of(input, native.forward(input, weight, bias, parameters))
     return gemm.forward(call, input, weight, bias)
 
 
@@ -96,12 +117,13 @@ def grad_input(
     grad_output: Tensor, weight: Tensor, input_size: Sequence[int], parameters: Parameters, algorithm: str
 ) -> Tensor:
     """The gradient with respect to an input of spatial size `input_size`."""
-    _check_tensors("grad_output", grad_output, weight=weight)
+    check_tensors("grad_output", grad_output, weight=weight)
     size = torch.Size((grad_output.size(0), weight.size(0), *input_size))
-    call = _gemm_call(algorithm, Operator.grad_input, size, weight.shape, parameters, grad_output)
+    call = _gemm_call(algorithm, "grad_input", size, weight.shape, parameters, grad_output)
     if call is None:
         input = grad_output.new_empty(1).expand(size)  # only its size and dtype are looked at
-        return native.gradients(grad_output, input, weight, parameters, with_input=True, with_weight=False)[0]
+        result, _ = native.gradients(grad_output, input, weight, parameters, with_input=True, with_weight=False)
+        return _in_layout_of(grad_output, result)
     return gemm.grad_input(call, grad_output, weight)
 
 
@@ -109,12 +131,13 @@ def grad_weight(
     grad_output: Tensor, input: Tensor, kernel_size: Sequence[int], parameters: Parameters, algorithm: str
 ) -> Tensor:
     """The gradient with respect to a weight of spatial size `kernel_size`."""
-    _check_tensors("grad_output", grad_output, input=input)
+    check_tensors("grad_output", grad_output, input=input)
     size = torch.Size((input.size(1), grad_output.size(1) // max(parameters.groups, 1), *kernel_size))
-    call = _gemm_call(algorithm, Operator.grad_weight, input.shape, size, parameters, input)
+    call = _gemm_call(algorithm, "grad_weight", input.shape, size, parameters, input)
     if call is None:
         weight = grad_output.new_empty(1).expand(size)
-        return native.gradients(grad_output, input, weight, parameters, with_input=False, with_weight=True)[1]
+        _, result = native.gradients(grad_output, input, weight, parameters, with_input=False, with_weight=True)
+        return _in_layout_of(input, result)
     return gemm.grad_weight(call, grad_output, input)
 
 
@@ -122,10 +145,11 @@ def grad_input_weight(
     grad_output: Tensor, input: Tensor, weight: Tensor, parameters: Parameters, algorithm: str
 ) -> tuple[Tensor, Tensor]:
     """Both gradients at once."""
-    _check_tensors("grad_output", grad_output, input=input, weight=weight)
-    call = _gemm_call(algorithm, Operator.grad_input_weight, input.shape, weight.shape, parameters, input)
+    check_tensors("grad_output", grad_output, input=input, weight=weight)
+    call = _gemm_call(algorithm, "grad_input_weight", input.shape, weight.shape, parameters, input)
     if call is None:
-        return native.gradients(grad_output, input, weight, parameters, with_input=True, with_weight=True)
+        results = native.gradients(grad_output, input, weight, parameters, with_input=True, with_weight=True)
+        return _in_layout_of(input, results[0]), _in_layout_of(input, results[1])
     return gemm.grad_input_weight(call, grad_output, input, weight)
 
 
@@ -158,10 +182,10 @@ def workspace_bytes(
         ValueError: an operator that there is not.
         RuntimeError: arguments that no convolution satisfies.
     """
-    named = {name: getattr(Operator, name) for name in ("forward", "grad_input", "grad_weight", "grad_input_weight")}
+    named = ("forward", "grad_input", "grad_weight", "grad_input_weight")
     if operator not in named:
         raise ValueError(f"operator must be one of {', '.join(map(repr, named))}, got {operator!r}")
     if input.dim() == 4:
         input = input.unsqueeze(0)
     parameters = Parameters.make(stride, padding, output_padding, dilation, groups)
-    return gemm.plan_call(named[operator], input.shape, weight.shape, parameters, input).plan.workspace_bytes
+    return gemm.plan_call(operator, input.shape, weight.shape, parameters, input).plan.workspace_bytes

@@ -19,8 +19,9 @@ int64_t preferred_column_bytes(const Target& target) {
   return std::numeric_limits<int64_t>::max();
 }
 
-// Reductions shorter than this are not worth splitting further.
-constexpr int64_t kMinimumReduction = 1024;
+// Reductions shorter than this are not worth splitting further. (At 1024 cuBLAS 13 takes some skinny products, such as
+// 8 x 1024 by 1024 x 216, for matrix-vector ones, and is twice as slow.)
+constexpr int64_t kMinimumReduction = 2048;
 
 // The tile of the result that one worker of a GEMM takes, for estimates of how many workers a product keeps busy.
 constexpr int64_t kTileRows = 64, kTileColumns = 128;
@@ -130,10 +131,12 @@ void cut_reduction(Plan& plan, int64_t budget) {
   const int64_t partial = problem.weight_elements() * accumulator_size;
   const int64_t affordable = std::max<int64_t>(budget / partial, 1);
   const int64_t wanted = std::min(ceil_quotient(workers, tiles), affordable);
-  const bool by_samples = problem.layout == Layout::ncdhw && plan.samples >= wanted;
-  const int64_t reduction = problem.layout == Layout::ncdhw ? plan.voxels : plan.samples * plan.voxels;
-  plan.splits = by_samples ? 1 : std::clamp<int64_t>(reduction / kMinimumReduction, 1, wanted);
-  plan.partials = by_samples ? wanted : plan.splits;
+  const bool channels_first = problem.layout == Layout::ncdhw;
+  const int64_t reduction = channels_first ? plan.voxels : plan.samples * plan.voxels;
+  const int64_t splits = std::clamp<int64_t>(reduction / kMinimumReduction, 1, wanted);
+  const int64_t samples = channels_first ? std::min(plan.samples, wanted) : 0;
+  plan.splits = samples >= splits ? 1 : splits;
+  plan.partials = std::max({samples, splits, int64_t{1}});
   plan.partial_bytes = plan.partials * partial;
   // A single sum in the result's own type is made in place.
   if (plan.partials == 1 && accumulator_size == element_size(problem.dtype)) plan.partial_bytes = 0;

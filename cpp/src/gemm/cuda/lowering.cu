@@ -86,94 +86,135 @@ struct Col2VolArguments {
   ColumnStrides strides;
   unsigned item_blocks;    // thread blocks that cover one volume's items
   unsigned channel_blocks;
-  Divisor<Index> by_width_items, by_vectors, by_group_channels;
+  int64_t channel_span;    // channels of one thread
+  Divisor<Index> by_width_items, by_height_items, by_vectors, by_group_channels;
 };
 
-// NCDHW. One thread computes the outputs [stride * m, stride * (m + 1)) of a row, `Residues` at a time, for `Channels`
-// neighbouring channels. Every output of a thread has another residue of the stride, so in a warp, whose threads hold
-// neighbouring m, each load reads one run of one tap; and the loads of `Residues` outputs, `Taps` width taps and
-// `Channels` channels are all under way at once, which is what hides memory's latency. Where a thread's outputs fill an
-// aligned vector they are stored as one. Each column is read once, each output written once; bound by that traffic.
+// Stores the outputs `column` and `column + 1` of a row, of which the first `outputs` exist. In a row that begins between
+// two aligned pairs, as every other row of odd length does, a thread stores its second output with its neighbour's first.
+// All threads of the warp take part.
+template <class T, class Index>
+__device__ void store_pair(T* target, const T (&result)[2], Index column, Index outputs) {
+  constexpr unsigned kWholeWarp = 0xffffffffu;
+  const unsigned lane = threadIdx.x % 32;
+  const T next = __shfl_down_sync(kWholeWarp, result[0], 1);
+  const Index next_column = __shfl_down_sync(kWholeWarp, column, 1);
+  const Index previous_column = __shfl_up_sync(kWholeWarp, column, 1);
+  if (column >= outputs) return;
+  Vector<T, 2> pair;
+  if (reinterpret_cast<uintptr_t>(target) % sizeof(pair) == 0) {
+    pair.element[0] = result[0];
+    pair.element[1] = result[1];
+    if (column + 1 < outputs) {
+      *reinterpret_cast<Vector<T, 2>*>(target) = pair;
+    } else {
+      target[0] = result[0];
+    }
+    return;
+  }
+  // The neighbour holds the row's next pair unless the row or the warp ends here.
+  if (lane == 0 || previous_column + 2 != column) target[0] = result[0];
+  pair.element[0] = result[1];
+  pair.element[1] = next;
+  if (lane < 31 && next_column == column + 2 && column + 2 < outputs) {
+    *reinterpret_cast<Vector<T, 2>*>(target + 1) = pair;
+  } else if (column + 1 < outputs) {
+    target[1] = result[1];
+  }
+}
+
+// NCDHW. One thread computes the outputs [stride * m, stride * (m + 1)) of a row, `Residues` at a time, for a span of
+// channels, `Channels` at a time. Every output of a thread has another residue of the width's stride, so in a warp, whose
+// threads hold neighbouring m, each load reads one run of one tap. Rows of one residue of the height's stride follow each
+// other: they have the same taps, so warps don't diverge, and their runs adjoin. The loads of `Residues` outputs, `Taps`
+// width taps and `Channels` channels are all under way at once, which is what hides memory's latency. Where a thread's
+// outputs fill an aligned vector they are stored as one. Each column is read once, each output written once; bound by
+// that traffic.
 template <class T, class Column, class Index, int Residues, int Taps, int Channels>
 __global__ void __launch_bounds__(kThreads, kBlocks<Taps>) col2vol_ncdhw(const __grid_constant__ Col2VolArguments<T, Column, Index> in) {
   using Sum = Accumulator<T>;
   const unsigned block = last_written_first();
   const unsigned volume = block / in.item_blocks;
   const Index item = static_cast<Index>(block - volume * in.item_blocks) * kThreads + threadIdx.x;
-  if (item >= in.items) return;
   const unsigned sample = volume / in.channel_blocks;
-  const int64_t channel = static_cast<int64_t>(volume - sample * in.channel_blocks) * Channels;
+  const int64_t first_channel = static_cast<int64_t>(volume - sample * in.channel_blocks) * in.channel_span;
+  const int64_t last_channel = smaller(first_channel + in.channel_span, in.channels);
 
+  // item = ((plane * stride + residue) * lines + line) * columns + column
   const Geometry<Index>& geometry = in.geometry;
   const Axis<Index>& width = geometry.width;
-  const Position<Index> position = position_of(item, in.by_width_items, geometry.by_output_height);
-  const Index plane = in.first_plane + position.depth;
+  const Position<Index> position = position_of(item, in.by_width_items, in.by_height_items);
+  const Index local_plane = geometry.height.by_stride.quotient(position.depth);
+  const Index plane = in.first_plane + local_plane;
+  const Index line = position.height * geometry.height.stride + position.depth - local_plane * geometry.height.stride;
+  // Threads without a row stay: their warp exchanges results below.
+  const bool present = item < in.items && line < geometry.height.output;
+  const Index outputs = present ? width.output : 0;
   const Index tap_stride = in.block_voxels;
-  const RowWalk<Index> rows(geometry, plane, position.height, in.voxel_begin, tap_stride, Index{1});
+  const RowWalk<Index> rows(geometry, plane, line, in.voxel_begin, tap_stride, Index{1});
   const Index step = width.tap_step * tap_stride - width.index_step;
 
-  // The last channels of a block that is no multiple of `Channels` are read again rather than read past.
   const int64_t channel_stride = static_cast<int64_t>(geometry.taps) * in.block_voxels;
-  const Column* source[Channels];
-  Sum bias[Channels];
-#pragma unroll
-  for (int c = 0; c < Channels; ++c) {
-    const int64_t own = smaller(channel + c, in.channels - 1);
-    source[c] = in.columns + sample * in.strides.sample + own * channel_stride;
-    bias[c] = in.bias == nullptr ? Sum(0) : static_cast<Sum>(in.bias[own]);
-  }
-  T* row = in.output + sample * in.output_sample_stride + channel * geometry.output_voxels +
-           (static_cast<int64_t>(plane) * geometry.height.output + position.height) * width.output;
+  const Column* columns = in.columns + sample * in.strides.sample;
+  T* row = in.output + sample * in.output_sample_stride +
+           (static_cast<int64_t>(plane) * geometry.height.output + line) * width.output;
 
   for (Index first = 0; first < width.stride; first += Residues) {
     const Index column = position.width * width.stride + first;
     Index start[Residues], count[Residues], longest = 0;
-    Sum sum[Residues][Channels];
 #pragma unroll
     for (int r = 0; r < Residues; ++r) {
-      const TapWalk<Index> taps = column + r < width.output ? width.taps_at(column + r) : TapWalk<Index>{};
+      const TapWalk<Index> taps = column + r < outputs ? width.taps_at(column + r) : TapWalk<Index>{};
       start[r] = taps.tap * tap_stride + taps.index;
       count[r] = taps.count;
       longest = larger(longest, taps.count);
-#pragma unroll
-      for (int c = 0; c < Channels; ++c) sum[r][c] = bias[c];
     }
-    rows.visit([&](Index offset) {
-      for (Index done = 0; done < longest; done += Taps) {
-        Column loaded[Residues][Taps][Channels];
+    for (int64_t channel = first_channel; channel < last_channel; channel += Channels) {
+      // The last channels of a span that is no multiple of `Channels` are read again rather than read past.
+      const Column* source[Channels];
+      Sum sum[Residues][Channels];
 #pragma unroll
-        for (int r = 0; r < Residues; ++r) {
+      for (int c = 0; c < Channels; ++c) {
+        const int64_t own = smaller(channel + c, last_channel - 1);
+        source[c] = columns + own * channel_stride;
+        const Sum bias = in.bias == nullptr ? Sum(0) : static_cast<Sum>(in.bias[own]);
 #pragma unroll
-          for (int t = 0; t < Taps; ++t) {
-            const bool present = done + t < count[r];
-            const Index at = offset + start[r] + (done + t) * step;
-#pragma unroll
-            for (int c = 0; c < Channels; ++c) loaded[r][t][c] = present ? __ldcs(source[c] + at) : Column(0.0f);
-          }
-        }
-#pragma unroll
-        for (int r = 0; r < Residues; ++r) {
-#pragma unroll
-          for (int t = 0; t < Taps; ++t) {
-#pragma unroll
-            for (int c = 0; c < Channels; ++c) sum[r][c] += static_cast<Sum>(loaded[r][t][c]);
-          }
-        }
+        for (int r = 0; r < Residues; ++r) sum[r][c] = bias;
       }
-    });
+      rows.visit([&](Index offset) {
+        for (Index done = 0; done < longest; done += Taps) {
+          Column loaded[Residues][Taps][Channels];
 #pragma unroll
-    for (int c = 0; c < Channels; ++c) {
-      if (channel + c >= in.channels) break;
-      T* target = row + c * static_cast<int64_t>(geometry.output_voxels) + column;
-      Vector<T, Residues> result;
+          for (int r = 0; r < Residues; ++r) {
 #pragma unroll
-      for (int r = 0; r < Residues; ++r) result.element[r] = static_cast<T>(sum[r][c]);
-      if (column + Residues <= width.output && reinterpret_cast<uintptr_t>(target) % sizeof(result) == 0) {
-        *reinterpret_cast<Vector<T, Residues>*>(target) = result;
-      } else {
+            for (int t = 0; t < Taps; ++t) {
+              const bool meets = done + t < count[r];
+              const Index at = offset + start[r] + (done + t) * step;
 #pragma unroll
-        for (int r = 0; r < Residues; ++r) {
-          if (column + r < width.output) target[r] = result.element[r];
+              for (int c = 0; c < Channels; ++c) loaded[r][t][c] = meets ? __ldg(source[c] + at) : Column(0.0f);
+            }
+          }
+#pragma unroll
+          for (int r = 0; r < Residues; ++r) {
+#pragma unroll
+            for (int t = 0; t < Taps; ++t) {
+#pragma unroll
+              for (int c = 0; c < Channels; ++c) sum[r][c] += static_cast<Sum>(loaded[r][t][c]);
+            }
+          }
+        }
+      });
+#pragma unroll
+      for (int c = 0; c < Channels; ++c) {
+        if (channel + c >= last_channel) break;
+        T* target = row + (channel + c) * static_cast<int64_t>(geometry.output_voxels) + column;
+        T result[Residues];
+#pragma unroll
+        for (int r = 0; r < Residues; ++r) result[r] = static_cast<T>(sum[r][c]);
+        if constexpr (Residues == 2) {
+          store_pair(target, result, column, outputs);
+        } else if (column < outputs) {
+          *target = result[0];
         }
       }
     }
@@ -249,54 +290,55 @@ struct Vol2ColArguments {
   Divisor<Index> by_vectors, by_group_channels, by_taps;
 };
 
-// NCDHW. One thread copies all taps of one input voxel for `Channels` neighbouring channels, `Taps` width taps at a time
-// so that their loads are all under way at once. Neighbouring threads hold neighbouring voxels: every store of a warp is one
+// NCDHW. One thread copies one depth tap's taps of one input voxel for `Channels` neighbouring channels, `Taps` width taps
+// at a time so that their loads are all under way at once. Neighbouring threads hold neighbouring voxels: every store of a warp is one
 // line, and the loads of neighbouring taps hit the same lines in cache. Each column is written once, and the volume read
 // from memory once where its rows stay in cache; bound by the stores.
 template <class Bits, class Index, int Taps, int Channels>
 __global__ void __launch_bounds__(kThreads) vol2col_ncdhw(const __grid_constant__ Vol2ColArguments<Bits, Index> in) {
-  const unsigned volume = blockIdx.x / in.item_blocks;
-  const Index item = static_cast<Index>(blockIdx.x - volume * in.item_blocks) * kThreads + threadIdx.x;
+  const unsigned slice = blockIdx.x / in.item_blocks;
+  const Index item = static_cast<Index>(blockIdx.x - slice * in.item_blocks) * kThreads + threadIdx.x;
   if (item >= in.voxels) return;
+  const Geometry<Index>& geometry = in.geometry;
+  const unsigned volume = slice / static_cast<unsigned>(geometry.depth.kernel);
+  const Index tap_d = static_cast<Index>(slice - volume * static_cast<unsigned>(geometry.depth.kernel));
   const unsigned sample = volume / in.channel_blocks;
   const int64_t channel = static_cast<int64_t>(volume - sample * in.channel_blocks) * Channels;
 
-  const Geometry<Index>& geometry = in.geometry;
   const Position<Index> position =
       position_of(in.voxel_begin + item, geometry.by_input_width, geometry.by_input_height);
   const int64_t volume_stride = geometry.output_voxels;
   const int64_t column_stride = static_cast<int64_t>(geometry.taps) * in.voxels;
+  const int64_t first_tap = static_cast<int64_t>(tap_d) * geometry.height.kernel * geometry.width.kernel;
   const Bits* source = in.volume + sample * in.volume_sample_stride + channel * volume_stride;
-  Bits* target = in.columns + sample * in.strides.sample + channel * column_stride + item;
+  Bits* target = in.columns + sample * in.strides.sample + channel * column_stride + first_tap * in.voxels + item;
   const int active = static_cast<int>(smaller(in.channels - channel, static_cast<int64_t>(Channels)));
   const Index first_w = geometry.width.output_at(position.width, 0);
+  const Index d = geometry.depth.output_at(position.depth, tap_d);
 
-  Index d = geometry.depth.output_at(position.depth, 0);
-  for (Index tap_d = 0; tap_d < geometry.depth.kernel; ++tap_d, d += geometry.depth.dilation) {
-    Index h = geometry.height.output_at(position.height, 0);
-    for (Index tap_h = 0; tap_h < geometry.height.kernel; ++tap_h, h += geometry.height.dilation) {
-      const bool line_inside = d >= 0 && d < geometry.depth.output && h >= 0 && h < geometry.height.output;
-      const Index line = (d * geometry.height.output + h) * geometry.width.output;
-      for (Index tap_w = 0; tap_w < geometry.width.kernel; tap_w += Taps) {
-        Bits loaded[Taps][Channels];
+  Index h = geometry.height.output_at(position.height, 0);
+  for (Index tap_h = 0; tap_h < geometry.height.kernel; ++tap_h, h += geometry.height.dilation) {
+    const bool line_inside = d >= 0 && d < geometry.depth.output && h >= 0 && h < geometry.height.output;
+    const Index line = (d * geometry.height.output + h) * geometry.width.output;
+    for (Index tap_w = 0; tap_w < geometry.width.kernel; tap_w += Taps) {
+      Bits loaded[Taps][Channels];
 #pragma unroll
-        for (int t = 0; t < Taps; ++t) {
-          const Index w = first_w + (tap_w + t) * geometry.width.dilation;
-          const bool inside = line_inside && w >= 0 && w < geometry.width.output && tap_w + t < geometry.width.kernel;
+      for (int t = 0; t < Taps; ++t) {
+        const Index w = first_w + (tap_w + t) * geometry.width.dilation;
+        const bool inside = line_inside && w >= 0 && w < geometry.width.output && tap_w + t < geometry.width.kernel;
 #pragma unroll
-          for (int c = 0; c < Channels; ++c) {
-            loaded[t][c] = inside && c < active ? __ldg(source + c * volume_stride + line + w) : Bits{0};
-          }
+        for (int c = 0; c < Channels; ++c) {
+          loaded[t][c] = inside && c < active ? __ldg(source + c * volume_stride + line + w) : Bits{0};
         }
+      }
 #pragma unroll
-        for (int t = 0; t < Taps; ++t) {
-          if (tap_w + t >= geometry.width.kernel) break;
+      for (int t = 0; t < Taps; ++t) {
+        if (tap_w + t >= geometry.width.kernel) break;
 #pragma unroll
-          for (int c = 0; c < Channels; ++c) {
-            if (c < active) target[c * column_stride] = loaded[t][c];
-          }
-          target += in.voxels;
+        for (int c = 0; c < Channels; ++c) {
+          if (c < active) target[c * column_stride] = loaded[t][c];
         }
+        target += in.voxels;
       }
     }
   }
@@ -339,56 +381,74 @@ unsigned blocks_for(int64_t threads) { return static_cast<unsigned>((threads + k
 
 bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
-// Whether a launch of one thread per `width` channels still fills a large GPU.
-bool fills_gpu(int64_t items, int64_t volumes, int64_t channels, int width) {
-  constexpr int64_t kEnoughThreads = 132 * 1024;
-  return channels >= width && items * volumes * ((channels + width - 1) / width) >= kEnoughThreads;
+// Threads that fill a large GPU some times over, so that its last ones to finish don't matter.
+constexpr int64_t kEnoughThreads = 4 * 132 * 1024;
+
+// Loads of one thread that make up for finding out where its taps lie. More of them would only make threads uneven.
+constexpr int64_t kEnoughLoads = 64;
+
+// The channels for one thread that loads `loads` columns for each: a power of two times `width`, which it takes at a
+// time; or 1 where not even `width` channels leave enough threads.
+int64_t channels_per_thread(int64_t items, int64_t loads, const ColumnBlock& block, int64_t width) {
+  const auto threads = [&](int64_t span) { return items * block.samples * ((block.channels + span - 1) / span); };
+  if (block.channels < width || 4 * threads(width) < kEnoughThreads) return 1;
+  int64_t span = width;
+  while (span * loads < kEnoughLoads && 2 * span <= block.channels && threads(2 * span) >= kEnoughThreads) span *= 2;
+  return span;
 }
 
 // About this many loads of one thread are to be under way at once.
 constexpr int kLoadsInFlight = 16;
 
-template <class T, class Column, class Index, int Residues, int Taps>
+template <class T, class Column, class Index, int Residues, int Taps, int Channels>
 void launch_col2vol_ncdhw(Col2VolArguments<T, Column, Index>& arguments, const ColumnBlock& block, cudaStream_t stream) {
-  constexpr int kChannels = kLoadsInFlight / (Residues * Taps) < 8 ? kLoadsInFlight / (Residues * Taps) : 8;
-  const auto launch = [&](auto kernel, int channels) {
-    arguments.channel_blocks = static_cast<unsigned>((block.channels + channels - 1) / channels);
-    const unsigned volumes = static_cast<unsigned>(block.samples) * arguments.channel_blocks;
-    kernel<<<arguments.item_blocks * volumes, kThreads, 0, stream>>>(arguments);
-  };
-  if (fills_gpu(arguments.items, block.samples, block.channels, kChannels)) {
-    launch(col2vol_ncdhw<T, Column, Index, Residues, Taps, kChannels>, kChannels);
+  const Geometry<Index>& geometry = arguments.geometry;
+  const int64_t loads = static_cast<int64_t>(geometry.depth.most_taps()) * geometry.height.most_taps() *
+                        geometry.width.kernel;
+  arguments.channel_span = channels_per_thread(arguments.items, loads, block, Channels);
+  arguments.channel_blocks =
+      static_cast<unsigned>((block.channels + arguments.channel_span - 1) / arguments.channel_span);
+  const unsigned blocks = arguments.item_blocks * static_cast<unsigned>(block.samples) * arguments.channel_blocks;
+  if (arguments.channel_span >= Channels) {
+    col2vol_ncdhw<T, Column, Index, Residues, Taps, Channels><<<blocks, kThreads, 0, stream>>>(arguments);
   } else {
-    launch(col2vol_ncdhw<T, Column, Index, Residues, Taps, 1>, 1);
+    col2vol_ncdhw<T, Column, Index, Residues, Taps, 1><<<blocks, kThreads, 0, stream>>>(arguments);
   }
 }
 
-// Picks how many residues and width taps a thread takes at a time.
-template <class T, class Column, class Index>
-void launch_col2vol_ncdhw(const Problem& problem, Col2VolArguments<T, Column, Index>& arguments,
-                          const ColumnBlock& block, cudaStream_t stream) {
-  if constexpr (sizeof(Index) == 8) {
-    return launch_col2vol_ncdhw<T, Column, Index, 1, 1>(arguments, block, stream);
+// Picks how many residues and channels a thread takes at a time, for `Taps` width taps at a time.
+template <class T, class Column, class Index, int Taps>
+void launch_col2vol_ncdhw(Col2VolArguments<T, Column, Index>& arguments, const ColumnBlock& block, cudaStream_t stream) {
+  const Axis<Index>& width = arguments.geometry.width;
+  constexpr auto channels = [](int loads) { return loads >= 8 ? 8 : loads >= 4 ? 4 : 2; };
+  if (width.stride % 2 != 0) {
+    launch_col2vol_ncdhw<T, Column, Index, 1, Taps, channels(kLoadsInFlight / Taps)>(arguments, block, stream);
+  } else if (width.tap_step == width.stride || Taps == 1) {
+    launch_col2vol_ncdhw<T, Column, Index, 2, Taps, channels(kLoadsInFlight / (2 * Taps))>(arguments, block, stream);
   } else {
-    const Axis<Index>& width = arguments.geometry.width;
-    const Index taps = (width.kernel + width.tap_step - 1) / width.tap_step;  // the most that meet one output
-    const bool pairs = width.stride % 2 == 0;
-    if constexpr (std::is_same_v<T, Column> && sizeof(T) == 2) {
-      // Half-precision columns are made only where one tap meets each output.
-      return pairs ? launch_col2vol_ncdhw<T, Column, Index, 2, 1>(arguments, block, stream)
-                   : launch_col2vol_ncdhw<T, Column, Index, 1, 1>(arguments, block, stream);
-    } else {
-      switch (smaller<Index>(taps, 3)) {
-        case 1:
-          return pairs ? launch_col2vol_ncdhw<T, Column, Index, 2, 1>(arguments, block, stream)
-                       : launch_col2vol_ncdhw<T, Column, Index, 1, 1>(arguments, block, stream);
-        case 2:
-          return pairs ? launch_col2vol_ncdhw<T, Column, Index, 2, 2>(arguments, block, stream)
-                       : launch_col2vol_ncdhw<T, Column, Index, 1, 2>(arguments, block, stream);
-        default:
-          return pairs ? launch_col2vol_ncdhw<T, Column, Index, 2, 4>(arguments, block, stream)
-                       : launch_col2vol_ncdhw<T, Column, Index, 1, 4>(arguments, block, stream);
-      }
+    // Where stride and dilation have a common divisor, at least every other residue has no taps, and no loads.
+    launch_col2vol_ncdhw<T, Column, Index, 2, Taps, channels(kLoadsInFlight / Taps)>(arguments, block, stream);
+  }
+}
+
+// Picks how many width taps a thread takes at a time.
+template <class T, class Column, class Index>
+void launch_col2vol_ncdhw(Col2VolArguments<T, Column, Index>& arguments, const ColumnBlock& block, cudaStream_t stream) {
+  if constexpr (sizeof(Index) == 8) {
+    return launch_col2vol_ncdhw<T, Column, Index, 1, 1, 8>(arguments, block, stream);
+  } else if constexpr (std::is_same_v<T, Column> && sizeof(T) == 2) {
+    // Half-precision columns are made only where at most one tap meets each output.
+    return launch_col2vol_ncdhw<T, Column, Index, 1>(arguments, block, stream);
+  } else {
+    switch (arguments.geometry.width.most_taps()) {
+      case 1:
+        return launch_col2vol_ncdhw<T, Column, Index, 1>(arguments, block, stream);
+      case 2:
+        return launch_col2vol_ncdhw<T, Column, Index, 2>(arguments, block, stream);
+      case 3:
+        return launch_col2vol_ncdhw<T, Column, Index, 3>(arguments, block, stream);
+      default:
+        return launch_col2vol_ncdhw<T, Column, Index, 4>(arguments, block, stream);
     }
   }
 }
@@ -398,7 +458,6 @@ void launch_col2vol(const Problem& problem, const ColumnBlock& block, Range<int6
                     const T* bias, T* output, cudaStream_t stream) {
   const VolumeStrides volume(problem.layout, problem.out_channels, problem.output_voxels());
   const Extent output_size = problem.output();
-  const int64_t lines = (planes.end - planes.begin) * output_size[1];
   Col2VolArguments<T, Column, Index> arguments{Geometry<Index>(problem)};
   arguments.columns = columns;
   arguments.bias = bias == nullptr ? nullptr : bias + block.channel_begin;
@@ -413,15 +472,18 @@ void launch_col2vol(const Problem& problem, const ColumnBlock& block, Range<int6
   arguments.strides = ColumnStrides::of(block);
   if (problem.layout == Layout::ncdhw) {
     const int64_t width_items = (output_size[2] + problem.stride[2] - 1) / problem.stride[2];
-    arguments.items = static_cast<Index>(lines * width_items);
-    arguments.item_blocks = blocks_for(lines * width_items);
+    const int64_t height_items = (output_size[1] + problem.stride[1] - 1) / problem.stride[1];
+    const int64_t items = (planes.end - planes.begin) * problem.stride[1] * height_items * width_items;
+    arguments.items = static_cast<Index>(items);
+    arguments.item_blocks = blocks_for(items);
     arguments.by_width_items = Divisor<Index>(width_items);
-    return launch_col2vol_ncdhw<T, Column, Index>(problem, arguments, block, stream);
+    arguments.by_height_items = Divisor<Index>(height_items);
+    return launch_col2vol_ncdhw<T, Column, Index>(arguments, block, stream);
   }
   constexpr int kWidth = 16 / sizeof(T);
   const auto launch = [&](auto kernel, int width) {
     const int64_t vectors = block.channels / width;
-    arguments.items = static_cast<Index>(lines * output_size[2] * vectors);
+    arguments.items = static_cast<Index>((planes.end - planes.begin) * output_size[1] * output_size[2] * vectors);
     arguments.item_blocks = blocks_for(arguments.items);
     arguments.by_vectors = Divisor<Index>(vectors);
     arguments.by_group_channels = Divisor<Index>(block.group_channels);
@@ -452,10 +514,10 @@ void launch_vol2col(const Problem& problem, const ColumnBlock& block, const Bits
     const auto launch = [&](auto kernel, int channels) {
       arguments.item_blocks = blocks_for(block.voxels);
       arguments.channel_blocks = static_cast<unsigned>((block.channels + channels - 1) / channels);
-      const unsigned volumes = static_cast<unsigned>(block.samples) * arguments.channel_blocks;
-      kernel<<<arguments.item_blocks * volumes, kThreads, 0, stream>>>(arguments);
+      const unsigned slices = static_cast<unsigned>(block.samples * problem.kernel[0]) * arguments.channel_blocks;
+      kernel<<<arguments.item_blocks * slices, kThreads, 0, stream>>>(arguments);
     };
-    if (fills_gpu(block.voxels, block.samples, block.channels, kChannels)) {
+    if (channels_per_thread(block.voxels, block.taps, block, kChannels) >= kChannels) {
       launch(vol2col_ncdhw<Bits, Index, kTaps, kChannels>, kChannels);
     } else {
       launch(vol2col_ncdhw<Bits, Index, kTaps, 1>, 1);
