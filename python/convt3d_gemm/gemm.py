@@ -68,6 +68,8 @@ class Call(NamedTuple):
         threads: for work on a CPU.
         limit: of the workspace, in bytes.
         plan: how the C++ library cuts the operator under that limit.
+        fits: whether it can.
+        workspace_bytes: that the plan takes, cuBLAS's own included.
         output_size: (N, Cout, OD, OH, OW).
     """
 
@@ -82,7 +84,14 @@ class Call(NamedTuple):
     threads: int
     limit: int
     plan: _C.Plan
+    fits: bool
+    workspace_bytes: int
     output_size: tuple[int, ...]
+
+    @property
+    def limited_bytes(self) -> int:
+        """The part of the workspace that the limit is about: columns and partial sums."""
+        return self.plan.column_bytes + self.plan.partial_bytes
 
     def within(self, limit: int) -> Call:
         """The same operator under another workspace limit."""
@@ -137,6 +146,7 @@ def _planned(
     if not has_backend(device.type):
         raise RuntimeError(missing_backend(device.type))
     target = _C.Target.cpu(threads) if device.type == "cpu" else _C.Target.cuda(device.index)
+    plan = _C.Plan(problem, _OPERATORS[operator], target, limit)
     return Call(
         operator,
         input_size,
@@ -148,8 +158,10 @@ def _planned(
         device,
         threads,
         limit,
-        plan=_C.Plan(problem, _OPERATORS[operator], target, limit),
-        output_size=(input_size[0], weight_size[1] * parameters.groups, *problem.output),
+        plan,
+        plan.fits,
+        plan.workspace_bytes,
+        (input_size[0], weight_size[1] * parameters.groups, *problem.output),
     )
 
 
@@ -190,21 +202,21 @@ def _allocate_workspace(call: Call) -> tuple[_C.Plan, Tensor]:
 
     Where it can't be allocated, its limit is halved until the smallest pieces have failed too.
     """
-    if not call.plan.fits:
+    if not call.fits:
         raise RuntimeError(
-            f"algorithm 'gemm' needs a workspace of at least {call.plan.workspace_bytes} bytes for input of size "
+            f"algorithm 'gemm' needs a workspace of at least {call.limited_bytes} bytes for input of size "
             f"{tuple(call.input_size)} and weight of size {tuple(call.weight_size)}, but the limit is {call.limit}; "
             "raise it with set_workspace_limit, or use algorithm='native'"
         )
     while True:
-        plan = call.plan
         try:
-            return plan, torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=call.device)
+            return call.plan, torch.empty(call.workspace_bytes, dtype=torch.uint8, device=call.device)
         except RuntimeError as error:
-            call = call.within(max(min(call.limit, plan.workspace_bytes) // 2, 1))
+            smaller = call.within(max(call.limited_bytes // 2, 1))
             # Where nothing fits that limit, the plan is for the smallest pieces there are.
-            if not _is_out_of_memory(error) or call.plan.workspace_bytes >= plan.workspace_bytes:
+            if not _is_out_of_memory(error) or smaller.workspace_bytes >= call.workspace_bytes:
                 raise
+            call = smaller
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -80,7 +80,7 @@ def _gemm_call(
     if algorithm == "auto":
         if has_backend(like.device.type):
             call = gemm.plan_call(operator, input_size, weight_size, parameters, like)
-            return call if call.plan.fits else None
+            return call if call.fits else None
         if like.device.type in ("cpu", "cuda"):
             warnings.warn(f"algorithm 'auto' uses PyTorch's own: {missing_backend(like.device.type)}", stacklevel=2)
     return None
@@ -188,4 +188,4 @@ def workspace_bytes(
     if input.dim() == 4:
         input = input.unsqueeze(0)
     parameters = Parameters.make(stride, padding, output_padding, dilation, groups)
-    return gemm.plan_call(operator, input.shape, weight.shape, parameters, input).plan.workspace_bytes
+    return gemm.plan_call(operator, input.shape, weight.shape, parameters, input).workspace_bytes

@@ -19,6 +19,9 @@ int64_t preferred_column_bytes(const Target& target) {
   return std::numeric_limits<int64_t>::max();
 }
 
+// Pieces that stay in cache may cost this many times the work of the whole.
+constexpr double kWorthwhileCost = 1.25;
+
 // Reductions shorter than this are not worth splitting further. (At 1024 cuBLAS 13 takes some skinny products, such as
 // 8 x 1024 by 1024 x 216, for matrix-vector ones, and is twice as slow.)
 constexpr int64_t kMinimumReduction = 2048;
@@ -48,10 +51,27 @@ int64_t input_planes_reached(const Axis<int64_t>& depth, int64_t output_planes) 
   return std::min(depth.input, (output_planes - 1 + (depth.kernel - 1) * depth.dilation) / depth.stride + 1);
 }
 
-// Cuts forward over samples; then, one sample at a time, over output channels and depth slabs, weighing the GEMM rows
-// that small channel blocks waste against the input planes that neighbouring slabs both make.
-// Answers whether anything fits the budget; if not, the plan is for the smallest pieces there are.
-bool cut_forward(Plan& plan, int64_t budget) {
+// What it costs to make one sample's columns in blocks of so many channels and output planes, up to a factor: the rows
+// that small products waste, the input planes that neighbouring slabs both make, and reading the input once a block.
+double forward_cost(const Problem& problem, const Axis<int64_t>& depth, int64_t channels, int64_t output_planes) {
+  const int64_t group = problem.group_out_channels();
+  const bool partial = channels < group;
+  const int64_t blocks = partial ? problem.groups * ceil_quotient(group, channels)
+                                 : ceil_quotient(problem.out_channels, channels);
+  const int64_t slabs = ceil_quotient(depth.output, output_planes);
+  const int64_t planes = slabs == 1 ? depth.input : slabs * input_planes_reached(depth, output_planes);
+  // Part of a group in NDHWC is one product per tap, each with a tile of its own.
+  const int64_t rows = partial && problem.layout == Layout::ndhwc
+                           ? problem.taps() * ceil_quotient(channels, kTileRows) * kTileRows
+                           : ceil_quotient(std::min(channels, group) * problem.taps(), kTileRows) * kTileRows;
+  const int64_t groups = partial ? 1 : channels / group;
+  return static_cast<double>(blocks) * static_cast<double>(planes) *
+         static_cast<double>(groups * (rows + problem.group_in_channels()));
+}
+
+// Cuts forward over samples; then, one sample at a time, over output channels and depth slabs, as costs least. Answers
+// that cost in multiples of the uncut one's; infinite where nothing fits, and the plan is for the smallest pieces.
+double cut_forward(Plan& plan, int64_t budget) {
   const Problem& problem = plan.problem;
   const Axis<int64_t> depth(problem, 0);
   const int64_t plane = problem.input[1] * problem.input[2];
@@ -62,44 +82,36 @@ bool cut_forward(Plan& plan, int64_t budget) {
   plan.voxels = problem.input_voxels();
   if (sample_bytes <= budget) {
     plan.samples = even_piece(problem.batch, budget / sample_bytes);
-    return true;
+    return 1;
   }
   plan.samples = std::min<int64_t>(problem.batch, 1);
 
-  const int64_t group = problem.group_out_channels();
-  double best_cost = std::numeric_limits<double>::infinity();
+  constexpr double kImpossible = std::numeric_limits<double>::infinity();
+  double least = kImpossible;
   const auto consider = [&](int64_t channels) {
     const int64_t planes = std::min(budget / (channels * plane_bytes), depth.input);
-    // Neighbouring output planes within one stride share their inputs, hence the multiple.
     int64_t output_planes = depth.output;
     if (planes < depth.input) output_planes = planes * depth.stride - (depth.kernel - 1) * depth.dilation;
     output_planes = std::min(output_planes, depth.output);
     if (output_planes < 1) return;
-    const int64_t blocks = channels < group ? problem.groups * ceil_quotient(group, channels)
-                                            : ceil_quotient(problem.out_channels, channels);
-    const int64_t slabs = ceil_quotient(depth.output, output_planes);
-    const int64_t computed = slabs == 1 ? depth.input : slabs * input_planes_reached(depth, output_planes);
-    const int64_t rows = ceil_quotient(std::min(channels, group) * problem.taps(), kTileRows) * kTileRows;
-    const int64_t groups = std::max<int64_t>(channels / group, 1);
-    const double cost =
-        static_cast<double>(blocks) * static_cast<double>(computed) *
-        (static_cast<double>(groups * rows) + static_cast<double>(groups * problem.group_in_channels()));
-    if (cost < best_cost) {
-      best_cost = cost;
+    const double cost = forward_cost(problem, depth, channels, output_planes);
+    if (cost < least) {
+      least = cost;
       plan.channels = channels;
+      // Neighbouring output planes within one stride share their inputs, hence the multiple.
       plan.output_planes = even_piece(depth.output, output_planes, depth.stride);
     }
   };
-  for (int64_t groups = problem.groups; groups >= 1; groups = groups / 2) consider(groups * group);
+  for (int64_t groups = problem.groups; groups >= 1; groups = groups / 2) consider(groups * problem.group_out_channels());
+  const int64_t group = problem.group_out_channels();
   for (int64_t pieces = 2; pieces < 2 * group; pieces = pieces < 64 ? pieces + 1 : pieces * 2) {
     const int64_t channels = ceil_quotient(group, std::min(pieces, group));
     // Multiples of 8 keep channel vectors 16 bytes wide.
     consider(channels < 8 ? channels : std::min(ceil_quotient(channels, 8) * 8, group));
   }
-  const bool fits = best_cost < std::numeric_limits<double>::infinity();
-  if (!fits) plan.channels = plan.output_planes = 1;
+  if (least == kImpossible) plan.channels = plan.output_planes = 1;
   plan.voxels = input_planes_reached(depth, plan.output_planes) * plane;
-  return fits;
+  return least / forward_cost(problem, depth, problem.out_channels, depth.output);
 }
 
 // Cuts a gradient over samples, then over runs of input voxels: every column belongs to one voxel, so runs share none.
@@ -200,11 +212,12 @@ Plan plan_columns(const Problem& problem, Operator op, const Target& target, int
   } else if (!problem.is_pointwise()) {
     // A quarter is kept for partial sums where there are any.
     const int64_t limit = (reduces ? workspace_limit / 4 * 3 : workspace_limit) / 256 * 256;
-    const int64_t preferred = std::min(limit, preferred_column_bytes(target));
-    if (op != Operator::forward) {
-      cut_gradient(plan, preferred);
-    } else if (!cut_forward(plan, preferred)) {
-      cut_forward(plan, limit);
+    int64_t budget = std::min(limit, preferred_column_bytes(target));
+    if (op == Operator::forward) {
+      // Better columns that leave the cache than columns made twice.
+      while (cut_forward(plan, budget) > kWorthwhileCost && budget < limit) budget = std::min(4 * budget, limit);
+    } else {
+      cut_gradient(plan, budget);
     }
     plan.column_bytes = align(plan.samples * plan.channels * problem.taps() * plan.voxels *
                               element_size(plan.column_dtype));

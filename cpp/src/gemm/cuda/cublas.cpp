@@ -100,20 +100,43 @@ class HandlePool {
   std::vector<std::vector<cublasHandle_t>> idle_;
 };
 
+// A handle, with the stream and workspace that were last set on it: most calls find them as they need them.
+struct BoundHandle {
+  cublasHandle_t handle = nullptr;
+  bool bound = false;
+  cudaStream_t stream = nullptr;
+  void* workspace = nullptr;
+  int64_t workspace_bytes = 0;
+
+  void bind(const CublasLibrary& library, cudaStream_t new_stream, void* new_workspace, int64_t new_bytes) {
+    const bool same_stream = bound && stream == new_stream;
+    if (same_stream && workspace == new_workspace && workspace_bytes == new_bytes) return;
+    bound = false;
+    // Setting the stream resets the workspace, so the order matters.
+    if (!same_stream) library.check(library.set_stream(handle, new_stream), "cublasSetStream");
+    library.check(library.set_workspace(handle, new_workspace, static_cast<size_t>(new_bytes)), "cublasSetWorkspace");
+    bound = true;
+    stream = new_stream;
+    workspace = new_workspace;
+    workspace_bytes = new_bytes;
+  }
+};
+
 // The handles of one host thread, given back when it ends.
 struct ThreadHandles {
-  std::vector<cublasHandle_t> by_device;
+  std::vector<BoundHandle> by_device;
 
-  cublasHandle_t get(int device, const CublasLibrary& library) {
-    if (static_cast<size_t>(device) >= by_device.size()) by_device.resize(device + 1, nullptr);
-    cublasHandle_t& handle = by_device[device];
-    if (handle == nullptr) handle = HandlePool::instance().take(device);
-    if (handle == nullptr) handle = create_handle(library);
-    return handle;
+  BoundHandle& get(int device, const CublasLibrary& library) {
+    if (static_cast<size_t>(device) >= by_device.size()) by_device.resize(device + 1);
+    BoundHandle& bound = by_device[device];
+    if (bound.handle == nullptr) bound.handle = HandlePool::instance().take(device);
+    if (bound.handle == nullptr) bound.handle = create_handle(library);
+    return bound;
   }
   ~ThreadHandles() {
     for (size_t device = 0; device < by_device.size(); ++device) {
-      if (by_device[device] != nullptr) HandlePool::instance().give_back(static_cast<int>(device), by_device[device]);
+      cublasHandle_t handle = by_device[device].handle;
+      if (handle != nullptr) HandlePool::instance().give_back(static_cast<int>(device), handle);
     }
   }
 };
@@ -144,11 +167,9 @@ cublasHandle_t cublas_handle(int device, cudaStream_t stream, void* workspace, i
   const CublasLibrary& library = CublasLibrary::instance();
   if (library.name.empty()) throw std::runtime_error("cuBLAS is not available: " + library.missing);
   thread_local ThreadHandles handles;
-  cublasHandle_t handle = handles.get(device, library);
-  // Setting the stream resets the workspace, so the order matters.
-  library.check(library.set_stream(handle, stream), "cublasSetStream");
-  library.check(library.set_workspace(handle, workspace, static_cast<size_t>(workspace_bytes)), "cublasSetWorkspace");
-  return handle;
+  BoundHandle& bound = handles.get(device, library);
+  bound.bind(library, stream, workspace, workspace_bytes);
+  return bound.handle;
 }
 
 void cublas_gemm(cublasHandle_t handle, const Gemm& gemm, const CublasTypes& types, const void* a, const void* b,

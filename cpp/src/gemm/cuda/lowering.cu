@@ -148,8 +148,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Taps>) col2vol_ncdhw(const _
   const Index plane = in.first_plane + local_plane;
   const Index line = position.height * geometry.height.stride + position.depth - local_plane * geometry.height.stride;
   // Threads without a row stay: their warp exchanges results below.
-  const bool present = item < in.items && line < geometry.height.output;
-  const Index outputs = present ? width.output : 0;
+  const Index outputs = item < in.items && line < geometry.height.output ? width.output : 0;
   const Index tap_stride = in.block_voxels;
   const RowWalk<Index> rows(geometry, plane, line, in.voxel_begin, tap_stride, Index{1});
   const Index step = width.tap_step * tap_stride - width.index_step;
@@ -164,7 +163,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Taps>) col2vol_ncdhw(const _
     Index start[Residues], count[Residues], longest = 0;
 #pragma unroll
     for (int r = 0; r < Residues; ++r) {
-      const TapWalk<Index> taps = column + r < outputs ? width.taps_at(column + r) : TapWalk<Index>{};
+      const bool reached = column + r < outputs && rows.count_d > 0 && rows.count_h > 0;
+      const TapWalk<Index> taps = reached ? width.taps_at(column + r) : TapWalk<Index>{};
       start[r] = taps.tap * tap_stride + taps.index;
       count[r] = taps.count;
       longest = larger(longest, taps.count);
@@ -385,7 +385,7 @@ bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uin
 constexpr int64_t kEnoughThreads = 4 * 132 * 1024;
 
 // Loads of one thread that make up for finding out where its taps lie. More of them would only make threads uneven.
-constexpr int64_t kEnoughLoads = 64;
+constexpr int64_t kEnoughLoads = 128;
 
 // The channels for one thread that loads `loads` columns for each: a power of two times `width`, which it takes at a
 // time; or 1 where not even `width` channels leave enough threads.
