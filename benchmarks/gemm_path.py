@@ -2,7 +2,7 @@
 
     python benchmarks/gemm_path.py [--only forward,gradients,host,memory] [--json FILE]
 
-Forward is TF32, NCDHW, without bias, on the published layers; times are medians of alternating repeats, in milliseconds.
+Forward is TF32, NCDHW, without bias, on the published layers; times are medians of alternating repeats, in ms.
 `bmm` is `torch.bmm` making the same columns, and `bound` is bmm + (column bytes + output bytes) / copy rate.
 """
 

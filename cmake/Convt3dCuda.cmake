@@ -1,13 +1,17 @@
-# Decides whether the CUDA backend is built. CONVT3D_CUDA is AUTO, ON or OFF: a CMake option or an environment variable.
+# Decides whether the CUDA backend is built, and for which GPUs. Both options are CMake's, and where they are not given,
+# environment variables of the same name.
 # Defines CONVT3D_WITH_CUDA; CONVT3D_CUDA_MISSING, the reason where it is off; CONVT3D_CUDA_ARCHITECTURE_NAMES;
-# and target convt3d_cublas_headers.
-set(default AUTO)
-if(DEFINED ENV{CONVT3D_CUDA})
-  set(default $ENV{CONVT3D_CUDA})
-endif()
-set(CONVT3D_CUDA ${default} CACHE STRING "Build the CUDA backend: AUTO, ON or OFF")
+# target convt3d_cublas_headers; and CONVT3D_CUBLAS_LIBRARY beside the headers, if it is there.
+function(convt3d_option name default description)
+  if(DEFINED ENV{${name}})
+    string(REGEX REPLACE "[, ]+" ";" default "$ENV{${name}}")
+  endif()
+  set(${name} "${default}" CACHE STRING "${description}")
+endfunction()
+
+convt3d_option(CONVT3D_CUDA AUTO "Build the CUDA backend: AUTO, ON or OFF")
 set_property(CACHE CONVT3D_CUDA PROPERTY STRINGS AUTO ON OFF)
-set(CONVT3D_CUDA_ARCHITECTURES "" CACHE STRING
+convt3d_option(CONVT3D_CUDA_ARCHITECTURES ""
   "GPU architectures to build for, as CMAKE_CUDA_ARCHITECTURES; empty for all that the toolkit has, or 'native'")
 if(NOT CONVT3D_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "CONVT3D_CUDA must be AUTO, ON or OFF, but is '${CONVT3D_CUDA}'")
@@ -24,9 +28,20 @@ macro(convt3d_find_cuda)
     set(CMAKE_CUDA_ARCHITECTURES OFF)
     set(choose_architectures ON)
   endif()
+  # A compiler that was not there at the last configuration may be there now.
+  if(NOT CMAKE_CUDA_COMPILER)
+    unset(CMAKE_CUDA_COMPILER CACHE)
+  endif()
   check_language(CUDA)
   if(NOT CMAKE_CUDA_COMPILER)
-    set(CONVT3D_CUDA_MISSING "no CUDA compiler: install a CUDA toolkit, 12.4 or later, and put nvcc on the PATH")
+    find_program(broken_compiler nvcc PATHS ENV PATH NO_DEFAULT_PATH NO_CACHE)
+    if(broken_compiler)
+      set(CONVT3D_CUDA_MISSING "${broken_compiler} does not compile: it may not support the host compiler \
+${CMAKE_CXX_COMPILER} (${CMAKE_CXX_COMPILER_VERSION}); name one that it does in the environment variable CUDAHOSTCXX")
+    else()
+      set(CONVT3D_CUDA_MISSING "there is no CUDA compiler: install a CUDA toolkit, 12.4 or later, and put its nvcc on \
+the PATH")
+    endif()
   else()
     enable_language(CUDA)
     find_package(CUDAToolkit QUIET)
@@ -53,17 +68,31 @@ print(';'.join(str(h.parent) for r in roots for h in sorted(r.glob('*/include/cu
       OUTPUT_VARIABLE package_dirs OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
   endif()
   find_path(CONVT3D_CUBLAS_INCLUDE_DIR cublas_v2.h HINTS ${CUDAToolkit_INCLUDE_DIRS} ${package_dirs} NO_CACHE)
-  if(CONVT3D_CUBLAS_INCLUDE_DIR)
-    add_library(convt3d_cublas_headers INTERFACE)
-    # After the toolkit's own headers: a package of several libraries may hold others of another version.
-    target_compile_options(convt3d_cublas_headers INTERFACE
-      "$<$<COMPILE_LANGUAGE:CXX>:SHELL:-idirafter ${CONVT3D_CUBLAS_INCLUDE_DIR}>"
-      "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-idirafter,${CONVT3D_CUBLAS_INCLUDE_DIR}>")
+  string(REGEX MATCH "^[0-9]+" toolkit ${CMAKE_CUDA_COMPILER_VERSION})
+  if(toolkit EQUAL 12)
+    set(advice "pip install nvidia-cublas-cu12, then build with pip install --no-build-isolation")
   else()
-    set(CONVT3D_CUDA_MISSING
-        "no cuBLAS headers (cublas_v2.h): pip install nvidia-cublas, which CONVT3D_CUDA=ON pip install does by itself"
-        PARENT_SCOPE)
+    set(advice "pip install nvidia-cublas, which CONVT3D_CUDA=ON pip install does by itself")
   endif()
+  if(NOT CONVT3D_CUBLAS_INCLUDE_DIR)
+    set(CONVT3D_CUDA_MISSING "there are no cuBLAS headers (cublas_v2.h) in the CUDA toolkit: install its cuBLAS \
+development files, or ${advice}" PARENT_SCOPE)
+    return()
+  endif()
+  file(STRINGS ${CONVT3D_CUBLAS_INCLUDE_DIR}/cublas_api.h version REGEX "#define CUBLAS_VER_MAJOR")
+  if(NOT version MATCHES " ${toolkit}$")
+    set(CONVT3D_CUDA_MISSING "the cuBLAS headers in ${CONVT3D_CUBLAS_INCLUDE_DIR} are not of CUDA ${toolkit}: ${advice}"
+        PARENT_SCOPE)
+    return()
+  endif()
+  find_library(CONVT3D_CUBLAS_LIBRARY libcublas.so.${toolkit}
+               HINTS ${CUDAToolkit_LIBRARY_DIR} ${CONVT3D_CUBLAS_INCLUDE_DIR}/../lib NO_CACHE)
+  set(CONVT3D_CUBLAS_LIBRARY ${CONVT3D_CUBLAS_LIBRARY} PARENT_SCOPE)
+  add_library(convt3d_cublas_headers INTERFACE)
+  # After the toolkit's own headers: a package of several libraries may hold others of another version.
+  target_compile_options(convt3d_cublas_headers INTERFACE
+    "$<$<COMPILE_LANGUAGE:CXX>:SHELL:-idirafter ${CONVT3D_CUBLAS_INCLUDE_DIR}>"
+    "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-idirafter,${CONVT3D_CUBLAS_INCLUDE_DIR}>")
 endfunction()
 
 if(CONVT3D_CUDA STREQUAL OFF)
@@ -78,7 +107,13 @@ else()
 endif()
 
 if(CONVT3D_WITH_CUDA)
-  if(CONVT3D_CUDA_ARCHITECTURES)
+  if(CONVT3D_CUDA_ARCHITECTURES STREQUAL native)
+    if(NOT CMAKE_CUDA_ARCHITECTURES_NATIVE)
+      message(FATAL_ERROR "CONVT3D_CUDA_ARCHITECTURES is native, but nvcc sees no GPU here: name the architectures, "
+                          "as in CONVT3D_CUDA_ARCHITECTURES=80,90")
+    endif()
+    set(CMAKE_CUDA_ARCHITECTURES ${CMAKE_CUDA_ARCHITECTURES_NATIVE})
+  elseif(CONVT3D_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES ${CONVT3D_CUDA_ARCHITECTURES})
   elseif(choose_architectures)
     set(CMAKE_CUDA_ARCHITECTURES 80 86 89 90)
@@ -92,6 +127,7 @@ if(CONVT3D_WITH_CUDA)
   endif()
   list(JOIN CMAKE_CUDA_ARCHITECTURES " " CONVT3D_CUDA_ARCHITECTURE_NAMES)
   message(STATUS "convt3d: CUDA backend with CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${CONVT3D_CUDA_ARCHITECTURE_NAMES}")
-else()
-  message(STATUS "convt3d: no CUDA backend: ${CONVT3D_CUDA_MISSING}")
+elseif(CONVT3D_CUDA STREQUAL AUTO AND TARGET convt3d_cblas)
+  message(WARNING "convt3d: building without the CUDA backend, because ${CONVT3D_CUDA_MISSING}. "
+                  "With CONVT3D_CUDA=OFF, that is not worth a warning.")
 endif()

@@ -1,4 +1,4 @@
-"""Convolutions to test on: what describes one, its tensors, PyTorch's answers to it, and how to draw them at random."""
+"""Convolutions to test on: what one is, its tensors, PyTorch's answers, and how to draw them at random."""
 
 from __future__ import annotations
 
@@ -64,9 +64,7 @@ class Case:
         input = draw(self.batch, self.in_channels, *self.size)
         weight = draw(self.in_channels, self.out_channels // self.groups, *self.kernel)
         bias = draw(self.out_channels)
-        output_size = torch.nn.functional.conv_transpose3d(
-            input.to("meta"), weight.to("meta"), **self.parameters
-        ).shape
+        output_size = torch.nn.functional.conv_transpose3d(input.to("meta"), weight.to("meta"), **self.parameters).shape
         grad_output = draw(*output_size)
         # Rounding first, so that the float64 reference sees the very numbers that the operator sees.
         rounded = [tensor.to(dtype).to(device) for tensor in (input, weight, bias, grad_output)]
@@ -208,7 +206,7 @@ def _triples(values: st.SearchStrategy[int]) -> st.SearchStrategy[Triple]:
 
 @st.composite
 def cases(draw: st.DrawFn, largest_output: int = 40_000) -> Case:
-    """Convolutions of every kind: groups up to depthwise, strides over the kernel, dilation with stride, pointwise."""
+    """Of every kind: groups up to depthwise, strides over the kernel, dilation with stride, pointwise."""
     kind = draw(st.sampled_from(["any", "any", "any", "kernel=stride", "pointwise", "depthwise"]))
     groups = draw(st.integers(1, 9 if kind == "depthwise" else 3))
     per_group_in = 1 if kind == "depthwise" else draw(st.integers(1, 9))
@@ -238,9 +236,8 @@ def cases(draw: st.DrawFn, largest_output: int = 40_000) -> Case:
         output_padding=(output_padding[0], output_padding[1], output_padding[2]),
         dilation=dilation,
     )
-    voxels = math.prod(
-        (n - 1) * s + d * (k - 1) + 3 for n, s, d, k in zip(size, stride, dilation, kernel, strict=True)
-    )
+    voxels = math.prod((n - 1) * s + d * (k - 1) + 3 for n, s, d, k in zip(size, stride, dilation, kernel, strict=True))
     if case.batch * case.out_channels * voxels > largest_output:
-        case = replace(case, batch=1, size=(min(size[0], 3), min(size[1], 2), min(size[2], 3)), padding=(0, 0, 0))
+        smaller = (min(size[0], 3), min(size[1], 2), min(size[2], 3))
+        case = replace(case, batch=1, size=smaller, padding=(0, 0, 0))
     return case

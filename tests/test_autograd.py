@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from cases import BOUNDS, LAYOUTS, NAMED, Case, Tensors, relative_error, tf32
-from convt3d_gemm import ConvTranspose3d, conv_transpose3d
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+
+from cases import BOUNDS, LAYOUTS, NAMED, Case, Tensors, relative_error, tf32
+from convt3d_gemm import ConvTranspose3d, conv_transpose3d
 
 #: Small enough for finite differences over every number.
 SMALL = {
@@ -111,9 +112,7 @@ def _operators(case: Case, tensors: Tensors) -> dict[str, tuple[Callable[..., An
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("operator", ["forward", "grad_input", "grad_weight", "grad_input_weight"])
 @pytest.mark.parametrize("name", ["strided", "grouped, dilated", "pointwise"])
-def test_operators_themselves(
-    name: str, operator: str, layout: torch.memory_format, device: torch.device
-) -> None:
+def test_operators_themselves(name: str, operator: str, layout: torch.memory_format, device: torch.device) -> None:
     tensors = SMALL[name].tensors(device, torch.float64, layout, seed=2)
     function, arguments = _operators(SMALL[name], tensors)[operator]
     for count in range(1, len(arguments) + 1):
@@ -186,18 +185,14 @@ def test_native_gradients(
 @pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("name", ["plain", "depthwise", "pointwise", "kernel = stride"])
-def test_reproducible(
-    name: str, layout: torch.memory_format, dtype: torch.dtype, device: torch.device
-) -> None:
+def test_reproducible(name: str, layout: torch.memory_format, dtype: torch.dtype, device: torch.device) -> None:
     """Output and gradients are the same to the last bit, from one graph or from two."""
     case = NAMED[name]
     grad_output = case.tensors(device, dtype, layout, seed=1).grad_output
 
     def run() -> tuple[list[Tensor], list[Tensor]]:
         leaves = leaves_of(case, NAMES, layout, device, dtype)
-        output = conv_transpose3d(
-            leaves.input, leaves.weight, leaves.bias, **case.parameters, algorithm="gemm"
-        )
+        output = conv_transpose3d(leaves.input, leaves.weight, leaves.bias, **case.parameters, algorithm="gemm")
         once = torch.autograd.grad(output, leaves.wanted, grad_output, retain_graph=True)
         again = torch.autograd.grad(output, leaves.wanted, grad_output)
         return [output, *once], [output, *again]

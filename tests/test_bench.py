@@ -7,6 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
 from convt3d_gemm.bench import reference
 from convt3d_gemm.bench.ceilings import Ceilings, measure_ceilings
 from convt3d_gemm.bench.checking import Expected, error_bound
@@ -16,10 +21,6 @@ from convt3d_gemm.bench.inputs import Tensors
 from convt3d_gemm.bench.layers import LAYERS, PRESETS, Layer, Operator, Triple, parse_layer
 from convt3d_gemm.bench.measure import Result, Settings, comparison_mode, measure
 from convt3d_gemm.bench.timing import Burst, Clock, Timing, time_in_turn
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
-from torch.nn import functional
 
 CPU = torch.device("cpu")
 SMALL = Layer("small", 2, 4, 6, (3, 2, 1), (3, 4, 5), (2, 1, 2), (1, 0, 0), (1, 0, 1), groups=2)
@@ -54,9 +55,7 @@ def test_published_operations_and_floor(name: str) -> None:
     gflop, floor = PUBLISHED[name]
     ceilings = Ceilings(copy_rate=4.22e12, gemm_rates={torch.float32: 379e12})
     assert LAYERS[name].flops("forward") / 1e9 == pytest.approx(gflop, abs=0.05)
-    assert 1e3 * ceilings.floor_seconds(LAYERS[name], "forward", torch.float32) == pytest.approx(
-        floor, abs=1e-3
-    )
+    assert 1e3 * ceilings.floor_seconds(LAYERS[name], "forward", torch.float32) == pytest.approx(floor, abs=1e-3)
 
 
 def test_presets() -> None:
@@ -112,9 +111,7 @@ def layers(draw: st.DrawFn) -> Layer:
 
     groups = draw(st.integers(1, 3))
     stride, dilation = triple(1, 3), triple(1, 3)
-    depth, height, width = (
-        draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)
-    )
+    depth, height, width = (draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
     return Layer(
         name="drawn",
         batch=draw(st.integers(1, 3)),
@@ -212,9 +209,7 @@ def test_a_part_of_the_reference() -> None:
     tensors = Tensors.draw(SMALL, "grad_input_weight", torch.float32, "ndhwc", CPU, seed=1)
     y, grad_input, grad_weight = pytorch_in_float64(SMALL, tensors)
     torch.testing.assert_close(reference.forward(SMALL, tensors.input, tensors.weight, (1,)), y[1:])
-    torch.testing.assert_close(
-        reference.grad_input(SMALL, tensors.grad_output, tensors.weight, (1,)), grad_input[1:]
-    )
+    torch.testing.assert_close(reference.grad_input(SMALL, tensors.grad_output, tensors.weight, (1,)), grad_input[1:])
     torch.testing.assert_close(
         reference.grad_weight(SMALL, tensors.grad_output, tensors.input, (4, 0)),
         grad_weight.flatten(2)[:, :, [4, 0]],
@@ -269,9 +264,7 @@ def native_but(change: Callable[[Tensor], Tensor], name: str = "changed") -> Alg
     def forward(layer: Layer, input: Tensor, weight: Tensor) -> Tensor:
         return change(native.forward(layer, input, weight))
 
-    def grad_input_weight(
-        layer: Layer, grad_output: Tensor, input: Tensor, weight: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def grad_input_weight(layer: Layer, grad_output: Tensor, input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         grad_input, grad_weight = native.grad_input_weight(layer, grad_output, input, weight)
         return grad_input, change(grad_weight)
 
@@ -295,9 +288,7 @@ def verdicts(
 def test_native_and_gemm_are_right(operator: Operator, dtype: torch.dtype, layout: str) -> None:
     settings = Settings(CPU, layout="ndhwc" if layout == "ndhwc" else "ncdhw", repeats=4)
     with comparison_mode(tf32=False):
-        native, gemm = measure(
-            SMALL, operator, dtype, [ALGORITHMS["native"], ALGORITHMS["gemm"]], settings, CEILINGS
-        )
+        native, gemm = measure(SMALL, operator, dtype, [ALGORITHMS["native"], ALGORITHMS["gemm"]], settings, CEILINGS)
     for result in (native, gemm):
         assert result.status == "ok", result.reason
         assert result.error is not None
@@ -317,9 +308,7 @@ def test_native_and_gemm_are_right(operator: Operator, dtype: torch.dtype, layou
 
 @pytest.mark.parametrize("operator", ["forward", "grad_input_weight"])
 def test_a_wrong_result_is_shown_as_wrong(operator: Operator) -> None:
-    native, wrong = verdicts(
-        ALGORITHMS["native"], native_but(lambda result: result * (1 + 1e-3)), operator=operator
-    )
+    native, wrong = verdicts(ALGORITHMS["native"], native_but(lambda result: result * (1 + 1e-3)), operator=operator)
     assert native.status == "ok"
     assert wrong.status == "wrong"
     assert wrong.error == pytest.approx(1e-3, rel=1e-2)

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import convt3d_gemm
 import pytest
 import torch
+
+import convt3d_gemm
 from convt3d_gemm.bench import command, report
 from convt3d_gemm.bench.ceilings import Ceilings
 from convt3d_gemm.bench.competitors import ALGORITHMS, Algorithm
@@ -41,9 +42,7 @@ def cases(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Operator, torch.dt
         layer: Layer, operator: Operator, dtype: torch.dtype, algorithms: Sequence[Algorithm], *_: object
     ) -> list[Result]:
         seen.append((layer.name, operator, dtype, tuple(algorithm.name for algorithm in algorithms)))
-        return [
-            result_of(algorithm.name, layer=layer, operator=operator, dtype=dtype) for algorithm in algorithms
-        ]
+        return [result_of(algorithm.name, layer=layer, operator=operator, dtype=dtype) for algorithm in algorithms]
 
     monkeypatch.setattr(command, "measure", measure)
     return seen
@@ -79,9 +78,7 @@ def result_of(
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
-    said = {
-        line.split("  ")[0]: line.split("  ")[-1].strip() for line in capsys.readouterr().out.splitlines()
-    }
+    said = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in capsys.readouterr().out.splitlines()}
     built = convt3d_gemm.build_info()
     assert said["convt3d-gemm"] == built["version"]
     assert said["PyTorch"].startswith(torch.__version__)
@@ -169,9 +166,7 @@ def test_bench_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main([*arguments, "--repeats", "3", "--json", str(file)]) == 0
 
     out, err = capsys.readouterr()
-    assert (
-        "ceilings: copy 10 GB/s (read and written), GEMM 2 TFLOP/s float32 (IEEE), 1 TFLOP/s float64" in out
-    )
+    assert "ceilings: copy 10 GB/s (read and written), GEMM 2 TFLOP/s float32 (IEEE), 1 TFLOP/s float64" in out
     for title in ("forward, float32 (IEEE), NCDHW", "grad_input + grad_weight, float64, NCDHW"):
         assert out.count(title) == 1
     assert "[4/4, " in err
@@ -200,12 +195,8 @@ def test_bench_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert milliseconds["repeats"] == 3
         # 1e10 bytes a second are the tighter ceiling for so small a layer.
         size = {"float32": 4, "float64": 8}[result["dtype"]]
-        assert result["floor_milliseconds"] == pytest.approx(
-            layer.elements_moved(result["operator"]) * size / 1e7
-        )
-        assert result["floor_fraction"] == pytest.approx(
-            result["floor_milliseconds"] / milliseconds["median"]
-        )
+        assert result["floor_milliseconds"] == pytest.approx(layer.elements_moved(result["operator"]) * size / 1e7)
+        assert result["floor_fraction"] == pytest.approx(result["floor_milliseconds"] / milliseconds["median"])
     native, gemm = written["results"][:2]
     assert (native["algorithm"], native["speedup"], native["workspace_bytes"]) == ("native", 1.0, None)
     assert gemm["speedup"] == pytest.approx(native["milliseconds"]["median"] / gemm["milliseconds"]["median"])
@@ -216,9 +207,7 @@ def test_bench_with_a_wrong_algorithm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     native = ALGORITHMS["native"]
-    wrong = Algorithm(
-        "gemm", lambda layer, x, w: native.forward(layer, x, w) * 1.001, native.grad_input_weight
-    )
+    wrong = Algorithm("gemm", lambda layer, x, w: native.forward(layer, x, w) * 1.001, native.grad_input_weight)
     monkeypatch.setitem(ALGORITHMS, "gemm", wrong)
     file = tmp_path / "results.json"
     assert main(["bench", "--device", "cpu", "--layer", SMALL, "--repeats", "3", "--json", str(file)]) == 1

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from cases import BOUNDS, LAYOUTS, NAMED, Case, Tensors, native, relative_error, tf32, workspace_limit
 from convt3d_gemm import algorithms, conv_transpose3d
-from torch import Tensor
 
 REFERENCE = torch.nn.functional.conv_transpose3d
 
@@ -58,9 +59,7 @@ def test_half_types(name: str, layout: torch.memory_format, dtype: torch.dtype, 
 @pytest.mark.parametrize("algorithm", algorithms())
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("name", ["plain", "depthwise", "empty batch"])
-def test_every_algorithm(
-    name: str, layout: torch.memory_format, algorithm: str, device: torch.device
-) -> None:
+def test_every_algorithm(name: str, layout: torch.memory_format, algorithm: str, device: torch.device) -> None:
     check(NAMED[name], NAMED[name].tensors(device, torch.float32, layout, seed=3), algorithm)
 
 
@@ -327,9 +326,7 @@ def test_not_finite(value: float, device: torch.device) -> None:
     case = NAMED["dilation, stride, a factor shared"]
     tensors = case.tensors(device, torch.float32, torch.contiguous_format, seed=16)
     tensors.input[1, 2, 1, 3, 2] = value
-    result = conv_transpose3d(
-        tensors.input, tensors.weight, tensors.bias, **case.parameters, algorithm="gemm"
-    )
+    result = conv_transpose3d(tensors.input, tensors.weight, tensors.bias, **case.parameters, algorithm="gemm")
     expected = REFERENCE(tensors.input, tensors.weight, tensors.bias, **case.parameters)
     assert not bool(expected.isfinite().all())
     assert torch.equal(result.isfinite(), expected.isfinite())

@@ -7,6 +7,9 @@ import statistics
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from cases import (
     BOUNDS,
     LAYOUTS,
@@ -18,12 +21,9 @@ from cases import (
     ours,
     poison,
     relative_error,
-    squared_error,
     tf32,
     workspace_limit,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 #: Whole problems at once, pieces of samples, channels and planes, and the smallest pieces there are.
 LIMITS = [1 << 30, 1 << 16, 1 << 12]

@@ -1,8 +1,8 @@
 // The arithmetic of a transposed convolution along one axis, shared by the CPU loops and the CUDA kernels.
 //
 // Input voxel i and tap j meet output voxel o where o = i * stride - padding + j * dilation. With g = gcd(stride,
-// dilation), tap j reaches o only if (o + padding - j * dilation) % stride == 0. If some tap does, the first one, j0, lies in
-// [0, stride / g), and the others follow every stride / g taps, while the input index falls by dilation / g.
+// dilation), tap j reaches o only if (o + padding - j * dilation) % stride == 0. If some tap does, the first one, j0,
+// lies in [0, stride / g), and the others follow every stride / g taps, while the input index falls by dilation / g.
 #pragma once
 
 #include <cstdint>
@@ -91,10 +91,10 @@ CONVT3D_HOST_DEVICE Index ceil_divide(Index numerator, Index divisor) {
 template <class Index>
 struct Axis {
   Index input = 1, output = 1, kernel = 1, stride = 1, padding = 0, dilation = 1;
-  Index tap_step = 1;         // stride / g
-  Index index_step = 1;       // dilation / g
-  Index inverse = 0;          // of index_step, modulo tap_step
-  Divisor<Index> by_common;   // g
+  Index tap_step = 1;        // stride / g
+  Index index_step = 1;      // dilation / g
+  Index inverse = 0;         // of index_step, modulo tap_step
+  Divisor<Index> by_common;  // g
   Divisor<Index> by_stride;
   Divisor<Index> by_tap_step;
   Divisor<Index> by_index_step;
@@ -211,13 +211,12 @@ struct Geometry {
     constexpr int64_t kLimit = std::numeric_limits<Index>::max();
     const Extent output = problem.output();
     for (int axis = 0; axis < 3; ++axis) {
-      const int64_t reach = output[axis] + problem.padding[axis] + problem.dilation[axis] * problem.kernel[axis] +
-                            problem.stride[axis];
+      const int64_t reach =
+          output[axis] + problem.padding[axis] + problem.dilation[axis] * problem.kernel[axis] + problem.stride[axis];
       if (reach > kLimit / 2 || problem.stride[axis] > kLimit / problem.stride[axis]) return false;
     }
     // Rounded up to whole strides, as kernels that take an output row a stride at a time count them.
-    const int64_t rounded =
-        output[0] * (output[1] + problem.stride[1]) * (output[2] + problem.stride[2]);
+    const int64_t rounded = output[0] * (output[1] + problem.stride[1]) * (output[2] + problem.stride[2]);
     return problem.taps() * problem.input_voxels() <= kLimit / 2 && rounded <= kLimit / 2;
   }
 };

@@ -25,15 +25,17 @@ std::string text(const Extent& extent) {
   return out.str();
 }
 
-// Multiplies and adds that answer "does not fit in 64 bits" instead of wrapping.
-int64_t checked_product(std::initializer_list<int64_t> factors, const char* what) {
+// Throws unless the factors' product fits in 64 bits.
+void check_product(std::initializer_list<int64_t> factors, const char* what, const Problem& problem) {
   int64_t product = 1;
   for (const int64_t factor : factors) {
     if (__builtin_mul_overflow(product, factor, &product)) {
-      reject(what, " overflows: its size does not fit in 64 bits");
+      reject(what, " does not fit in 64 bits: got batch ", problem.batch, ", ", problem.in_channels,
+             " channels in and ", problem.out_channels, " out, input ", text(problem.input), ", kernel ",
+             text(problem.kernel), ", stride ", text(problem.stride), ", padding ", text(problem.padding),
+             ", dilation ", text(problem.dilation));
     }
   }
-  return product;
 }
 
 int64_t checked_output(const Problem& problem, int axis) {
@@ -46,8 +48,8 @@ int64_t checked_output(const Problem& problem, int axis) {
                         __builtin_sub_overflow(size, crop, &size);
   if (overflow) {
     reject("output ", kAxisName[axis], " overflows 64 bits for input ", problem.input[axis], ", kernel ",
-           problem.kernel[axis], ", stride ", problem.stride[axis], ", padding ", problem.padding[axis],
-           ", dilation ", problem.dilation[axis]);
+           problem.kernel[axis], ", stride ", problem.stride[axis], ", padding ", problem.padding[axis], ", dilation ",
+           problem.dilation[axis]);
   }
   return size;
 }
@@ -108,11 +110,12 @@ void Problem::validate() const {
   }
   const Extent out = output();
   // The factor 8, the widest element, makes every byte count safe as well.
-  checked_product({batch, in_channels, input[0], input[1], input[2], 8}, "input");
-  checked_product({batch, out_channels, out[0], out[1], out[2], 8}, "output");
-  checked_product({in_channels, out_channels / groups, kernel[0], kernel[1], kernel[2], 8}, "weight");
-  checked_product({out_channels, kernel[0], kernel[1], kernel[2], input[0], input[1], input[2], 8},
-                  "one sample's column matrix");
+  check_product({batch, in_channels, input[0], input[1], input[2], 8}, "input's size in bytes", *this);
+  check_product({batch, out_channels, out[0], out[1], out[2], 8}, "output's size in bytes", *this);
+  check_product({in_channels, out_channels / groups, kernel[0], kernel[1], kernel[2], 8}, "weight's size in bytes",
+                *this);
+  check_product({out_channels, kernel[0], kernel[1], kernel[2], input[0], input[1], input[2], 8},
+                "the column matrix of one sample", *this);
 }
 
 Extent Problem::output() const {

@@ -53,9 +53,7 @@ class Target:
 class Plan:
     """How one operator of a problem is cut into pieces that fit a workspace."""
 
-    def __init__(
-        self, problem: Problem, operator: Operator, target: Target, workspace_limit: int
-    ) -> None: ...
+    def __init__(self, problem: Problem, operator: Operator, target: Target, workspace_limit: int) -> None: ...
     @property
     def workspace_bytes(self) -> int: ...
     @property

@@ -4,11 +4,11 @@
 `algorithm`. `replace_conv_transpose3d` swaps every transposed 3-D convolution inside a model.
 """
 
-from convt3d_gemm.selection import algorithms, workspace_bytes
 from convt3d_gemm.binding import build_info
 from convt3d_gemm.conversion import replace_conv_transpose3d
 from convt3d_gemm.functional import conv_transpose3d
 from convt3d_gemm.modules import ConvTranspose3d
+from convt3d_gemm.selection import algorithms, workspace_bytes
 from convt3d_gemm.settings import get_workspace_limit, set_workspace_limit
 
 __all__ = [

@@ -30,13 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments_given = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="convt3d", description="Transposed 3-D convolutions by GEMM.")
     commands = parser.add_subparsers(dest="command", required=True)
-    info = commands.add_parser(
-        "info", help="say what is installed, built and found", description=_info.__doc__
-    )
+    info = commands.add_parser("info", help="say what is installed, built and found", description=_info.__doc__)
     info.add_argument("--json", action="store_true", help="print JSON")
-    bench = commands.add_parser(
-        "bench", help="compare the algorithms, layer by layer", description=command.DESCRIPTION
-    )
+    bench = commands.add_parser("bench", help="compare the algorithms, layer by layer", description=command.DESCRIPTION)
     command.add_arguments(bench)
 
     arguments = parser.parse_args(arguments_given)

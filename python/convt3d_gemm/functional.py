@@ -14,7 +14,7 @@ from convt3d_gemm.selection import check_algorithm
 
 __all__ = ["conv_transpose3d"]
 
-TensorOrNone = TypeVar("TensorOrNone", Tensor, None)
+OptionalTensor = TypeVar("OptionalTensor", Tensor, "Tensor | None")
 
 
 def conv_transpose3d(
@@ -66,13 +66,15 @@ def conv_transpose3d(
         input, weight, bias = _autocast(input, dtype), _autocast(weight, dtype), _autocast(bias, dtype)
     dimensions = input.dim()
     if dimensions == 5:
-        return operators.forward(input, weight, bias, parameters, algorithm)
+        output: Tensor = operators.forward(input, weight, bias, parameters, algorithm)
+        return output
     if dimensions != 4:
         raise RuntimeError(
             "input must have 5 dimensions (N, Cin, D, H, W), or 4 (Cin, D, H, W) for one sample, "
             f"got size {tuple(input.shape)}"
         )
-    return operators.forward(input.unsqueeze(0), weight, bias, parameters, algorithm).squeeze(0)
+    output = operators.forward(input.unsqueeze(0), weight, bias, parameters, algorithm)
+    return output.squeeze(0)
 
 
 def _check_types(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -84,7 +86,7 @@ def _check_types(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         raise TypeError(f"bias must be a Tensor or None, got {type(bias).__name__}")
 
 
-def _autocast(tensor: TensorOrNone, dtype: torch.dtype) -> TensorOrNone:
+def _autocast(tensor: OptionalTensor, dtype: torch.dtype) -> OptionalTensor:
     """The tensor in autocast's dtype; float64, which autocast leaves alone, as it is."""
     if tensor is None or not tensor.is_floating_point() or tensor.dtype is torch.float64:
         return tensor

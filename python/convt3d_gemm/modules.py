@@ -96,4 +96,5 @@ class ConvTranspose3d(torch.nn.ConvTranspose3d):
 
     def extra_repr(self) -> str:
         """The base class's description, and the algorithm."""
-        return f"{super().extra_repr()}, algorithm={self.algorithm!r}"
+        inherited: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{inherited}, algorithm={self.algorithm!r}"

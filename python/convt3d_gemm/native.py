@@ -12,7 +12,7 @@ __all__ = ["forward", "gradients"]
 
 def forward(input: Tensor, weight: Tensor, bias: Tensor | None, parameters: Parameters) -> Tensor:
     """The transposed convolution, (N, Cout, OD, OH, OW)."""
-    return torch.ops.aten.convolution.default(
+    output: Tensor = torch.ops.aten.convolution.default(
         input,
         weight,
         bias,
@@ -23,6 +23,7 @@ def forward(input: Tensor, weight: Tensor, bias: Tensor | None, parameters: Para
         parameters.output_padding,
         parameters.groups,
     )
+    return output
 
 
 def gradients(

@@ -82,7 +82,7 @@ class Operator:
         if torch.compiler.is_compiling() or not _is_plain(first, second, third):
             return self._dispatched(first, second, third, *parameters, algorithm)
         if torch.is_grad_enabled() and _needs_grad(first, second, third):
-            return self._function.apply(first, second, third, parameters, algorithm)  # type: ignore[no-untyped-call]
+            return self._function.apply(first, second, third, parameters, algorithm)
         return self._implementation(first, second, third, parameters, algorithm)
 
 
@@ -150,9 +150,7 @@ def _autograd_formula(
 # ---- fake implementations: sizes, dtypes and memory formats, without data -------------------------------------------
 
 
-def _fake_forward(
-    input: Tensor, weight: Tensor, bias: Tensor | None, parameters: Parameters, algorithm: str
-) -> Tensor:
+def _fake_forward(input: Tensor, weight: Tensor, bias: Tensor | None, parameters: Parameters, algorithm: str) -> Tensor:
     selection.check_tensors("input", input, weight=weight, bias=bias)
     size = native.forward(input, weight, bias, parameters).shape
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format_of(input))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 __all__ = ["Parameters", "SizeArgument", "Triple"]
 
 Triple = tuple[int, int, int]
-SizeArgument = Union[int, Sequence[int]]
+SizeArgument = int | Sequence[int]
 
 
 class Parameters(NamedTuple):
@@ -62,7 +62,7 @@ class Parameters(NamedTuple):
 
 
 def _is_plain(value: object) -> bool:
-    """Whether it is an int, or three in a tuple: not what else equals them, like floats, nor a tensor, which changes."""
+    """Whether it is an int, or three in a tuple: not floats that equal them, nor a tensor, which changes."""
     return type(value) is int or (
         type(value) is tuple and len(value) == 3 and type(value[0]) is type(value[1]) is type(value[2]) is int
     )

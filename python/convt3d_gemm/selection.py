@@ -36,12 +36,8 @@ _SIZES = {
 
 
 def _alike(first: Tensor, other: Tensor) -> bool:
-    """The part of `check_tensors` that a plan's description does not check; it is all that a common call spends on it."""
-    return (
-        other.dtype is first.dtype
-        and other.device == first.device
-        and other.layout is torch.strided is first.layout
-    )
+    """The part of `check_tensors` that a plan does not check again: all that a common call spends on it."""
+    return other.dtype is first.dtype and other.device == first.device and other.layout is torch.strided is first.layout
 
 
 def check_tensors(first_name: str, first: Tensor, **others: Tensor | None) -> None:
@@ -54,9 +50,7 @@ def check_tensors(first_name: str, first: Tensor, **others: Tensor | None) -> No
         if name != "bias" and tensor.dim() != 5:
             raise RuntimeError(f"{name} must have 5 dimensions {_SIZES[name]}, got size {tuple(tensor.shape)}")
         if tensor.dtype is not first.dtype:
-            raise RuntimeError(
-                f"{name} must have the same dtype as {first_name}, got {tensor.dtype} and {first.dtype}"
-            )
+            raise RuntimeError(f"{name} must have the same dtype as {first_name}, got {tensor.dtype} and {first.dtype}")
         if tensor.device != first.device:
             raise RuntimeError(
                 f"{name} must be on the same device as {first_name}, got {tensor.device} and {first.device}"
@@ -89,9 +83,7 @@ def _gemm_call(
 def _check_bias(bias: Tensor, weight: Tensor, parameters: Parameters) -> None:
     channels = weight.size(1) * parameters.groups
     if parameters.groups > 0 and (bias.dim() != 1 or bias.size(0) != channels):
-        raise RuntimeError(
-            f"bias must have one element per output channel, {channels}, got size {tuple(bias.shape)}"
-        )
+        raise RuntimeError(f"bias must have one element per output channel, {channels}, got size {tuple(bias.shape)}")
 
 
 def _in_layout_of(like: Tensor, result: Tensor) -> Tensor:
@@ -99,13 +91,13 @@ def _in_layout_of(like: Tensor, result: Tensor) -> Tensor:
     return result.contiguous(memory_format=gemm.memory_format_of(like))
 
 
-def forward(
-    input: Tensor, weight: Tensor, bias: Tensor | None, parameters: Parameters, algorithm: str
-) -> Tensor:
+def forward(input: Tensor, weight: Tensor, bias: Tensor | None, parameters: Parameters, algorithm: str) -> Tensor:
     """The transposed convolution of a 5-D input."""
     if not _alike(input, weight) or (bias is not None and not _alike(input, bias)):
         check_tensors("input", input, weight=weight, bias=bias)
     call = _gemm_call(algorithm, "forward", input.shape, weight.shape, parameters, input)
+    if call is None:  # then no plan has checked the rest
+        check_tensors("input", input, weight=weight, bias=bias)
     if bias is not None:
         _check_bias(bias, weight, parameters)
     if call is None:

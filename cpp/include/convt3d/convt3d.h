@@ -71,8 +71,7 @@ void grad_weight(const Plan& plan, const void* grad_output, const void* input, v
 // Both gradients with one vol2col per chunk.
 void grad_input_weight(const Plan& plan, const void* grad_output, const void* input, const void* weight,
                        void* grad_input, void* grad_weight, void* workspace, const Execution& execution);
-void grad_bias(const Plan& plan, const void* grad_output, void* grad_bias, void* workspace,
-               const Execution& execution);
+void grad_bias(const Plan& plan, const void* grad_output, void* grad_bias, void* workspace, const Execution& execution);
 
 // What this library was built with, and what it found at run time.
 struct BuildInfo {

@@ -86,7 +86,8 @@ class Driver {
     bool first = true;
     const auto consume = [&](const ColumnBlock& block, const ColumnStrides& strides, const T* columns) {
       if (grad_input != nullptr) multiply_grad_input(block, strides, columns, weight, grad_input);
-      if (grad_weight != nullptr) multiply_grad_weight(block, strides, columns, input, partial_sums(grad_weight), first);
+      if (grad_weight != nullptr)
+        multiply_grad_weight(block, strides, columns, input, partial_sums(grad_weight), first);
       first = false;
     };
     if (problem_.is_pointwise()) {
@@ -235,10 +236,9 @@ class Driver {
                             bool accumulate) {
       gemm.k = length;
       gemm.accumulate = accumulate;
-      const BatchLevel shares = samples > 1 ? BatchLevel{samples, input_strides_.sample, strides.sample,
-                                                         problem_.weight_elements()}
-                                            : BatchLevel{parts, length * step_a, length * step_b,
-                                                         problem_.weight_elements()};
+      const BatchLevel shares =
+          samples > 1 ? BatchLevel{samples, input_strides_.sample, strides.sample, problem_.weight_elements()}
+                      : BatchLevel{parts, length * step_a, length * step_b, problem_.weight_elements()};
       run_batches(backend_, gemm, shares, groups, operand + sample * input_strides_.sample + begin * step_a,
                   columns + sample * strides.sample + begin * step_b, sums);
     };

@@ -56,8 +56,8 @@ int64_t input_planes_reached(const Axis<int64_t>& depth, int64_t output_planes) 
 double forward_cost(const Problem& problem, const Axis<int64_t>& depth, int64_t channels, int64_t output_planes) {
   const int64_t group = problem.group_out_channels();
   const bool partial = channels < group;
-  const int64_t blocks = partial ? problem.groups * ceil_quotient(group, channels)
-                                 : ceil_quotient(problem.out_channels, channels);
+  const int64_t blocks =
+      partial ? problem.groups * ceil_quotient(group, channels) : ceil_quotient(problem.out_channels, channels);
   const int64_t slabs = ceil_quotient(depth.output, output_planes);
   const int64_t planes = slabs == 1 ? depth.input : slabs * input_planes_reached(depth, output_planes);
   // Part of a group in NDHWC is one product per tap, each with a tile of its own.
@@ -102,7 +102,8 @@ double cut_forward(Plan& plan, int64_t budget) {
       plan.output_planes = even_piece(depth.output, output_planes, depth.stride);
     }
   };
-  for (int64_t groups = problem.groups; groups >= 1; groups = groups / 2) consider(groups * problem.group_out_channels());
+  for (int64_t groups = problem.groups; groups >= 1; groups = groups / 2)
+    consider(groups * problem.group_out_channels());
   const int64_t group = problem.group_out_channels();
   for (int64_t pieces = 2; pieces < 2 * group; pieces = pieces < 64 ? pieces + 1 : pieces * 2) {
     const int64_t channels = ceil_quotient(group, std::min(pieces, group));
@@ -166,9 +167,8 @@ void cut_bias(Plan& plan) {
 // CBLAS takes 32-bit sizes and leading dimensions.
 bool addressable(const Problem& problem, const Target& target) {
   constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
-  return target.backend == Backend::cuda ||
-         std::max({problem.input_voxels(), problem.in_channels, problem.out_channels,
-                   problem.group_out_channels() * problem.taps()}) <= kLargest;
+  return target.backend == Backend::cuda || std::max({problem.input_voxels(), problem.in_channels, problem.out_channels,
+                                                      problem.group_out_channels() * problem.taps()}) <= kLargest;
 }
 
 // Float32 copies of everything that an operator reads and writes, each aligned.
@@ -219,8 +219,8 @@ Plan plan_columns(const Problem& problem, Operator op, const Target& target, int
     } else {
       cut_gradient(plan, budget);
     }
-    plan.column_bytes = align(plan.samples * plan.channels * problem.taps() * plan.voxels *
-                              element_size(plan.column_dtype));
+    plan.column_bytes =
+        align(plan.samples * plan.channels * problem.taps() * plan.voxels * element_size(plan.column_dtype));
   }
   if (reduces) cut_reduction(plan, workspace_limit / 4);
   plan.partial_bytes = align(plan.partial_bytes);

@@ -71,8 +71,7 @@ PYBIND11_MODULE(_C, m) {
 
   const auto release = py::call_guard<py::gil_scoped_release>();
   py::class_<Plan>(m, "Plan")
-      .def(py::init(&make_plan), py::arg("problem"), py::arg("operator"), py::arg("target"),
-           py::arg("workspace_limit"))
+      .def(py::init(&make_plan), py::arg("problem"), py::arg("operator"), py::arg("target"), py::arg("workspace_limit"))
       .def_readonly("workspace_bytes", &Plan::workspace_bytes)
       .def_readonly("column_bytes", &Plan::column_bytes)
       .def_readonly("partial_bytes", &Plan::partial_bytes)
@@ -85,8 +84,8 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("partials", &Plan::partials)
       .def(
           "forward",
-          [](const Plan& plan, uintptr_t input, uintptr_t weight, uintptr_t bias, uintptr_t output,
-             uintptr_t workspace, int device, uintptr_t stream, int threads) {
+          [](const Plan& plan, uintptr_t input, uintptr_t weight, uintptr_t bias, uintptr_t output, uintptr_t workspace,
+             int device, uintptr_t stream, int threads) {
             forward(plan, address(input), address(weight), address(bias), address(output), address(workspace),
                     execution_of(device, stream, threads));
           },

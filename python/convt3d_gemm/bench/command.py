@@ -62,14 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[,NAME]",
         help=f"of {', '.join(ALGORITHMS)} (default: {','.join(DEFAULT_ALGORITHMS)})",
     )
-    which.add_argument(
-        "--backward", action="store_true", help="time grad_input and grad_weight together as well"
-    )
+    which.add_argument("--backward", action="store_true", help="time grad_input and grad_weight together as well")
 
     how = parser.add_argument_group("how to measure it")
-    how.add_argument(
-        "--device", type=_argument(_device), help="cpu, cuda or cuda:N (default: cuda if there is one)"
-    )
+    how.add_argument("--device", type=_argument(_device), help="cpu, cuda or cuda:N (default: cuda if there is one)")
     how.add_argument(
         "--dtype",
         action="append",
@@ -77,9 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DTYPE[,DTYPE]",
         help=f"of {', '.join(DTYPES)} (default: float32)",
     )
-    how.add_argument(
-        "--layout", choices=tuple(MEMORY_FORMATS), default="ncdhw", help="memory format (default: ncdhw)"
-    )
+    how.add_argument("--layout", choices=tuple(MEMORY_FORMATS), default="ncdhw", help="memory format (default: ncdhw)")
     how.add_argument(
         "--tf32",
         action=argparse.BooleanOptionalAction,

@@ -91,9 +91,7 @@ def _of_this_package(name: str, workspace: Workspace | None = None) -> Algorithm
             algorithm=name,
         )
 
-    def grad_input_weight(
-        layer: Layer, grad_output: Tensor, input: Tensor, weight: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def grad_input_weight(layer: Layer, grad_output: Tensor, input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         grad_input, grad_weight = torch.ops.convt3d_gemm.grad_input_weight(
             grad_output,
             input,

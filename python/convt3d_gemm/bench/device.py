@@ -20,7 +20,7 @@ def versions() -> dict[str, str | int | None]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "cudnn": torch.backends.cudnn.version(),
     }
 
 
@@ -70,9 +70,7 @@ def other_load() -> str | None:
     load, processors = os.getloadavg()[0], os.cpu_count() or 1
     if load <= processors / 2:
         return None
-    return (
-        f"this machine is busy (load {load:.1f} on {processors} processors): times on the CPU are disturbed"
-    )
+    return f"this machine is busy (load {load:.1f} on {processors} processors): times on the CPU are disturbed"
 
 
 def has_tf32(device: torch.device) -> bool:

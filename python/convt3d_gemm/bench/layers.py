@@ -44,8 +44,7 @@ class Layer:
                 raise ValueError(f"{field} must be at least {least}, got {_compact(value)}")
         if self.in_channels % self.groups or self.out_channels % self.groups:
             raise ValueError(
-                f"groups={self.groups} must divide in_channels={self.in_channels} "
-                f"and out_channels={self.out_channels}"
+                f"groups={self.groups} must divide in_channels={self.in_channels} and out_channels={self.out_channels}"
             )
         for axis, dimension in enumerate(_DIMENSIONS):
             extra, stride, dilation = self.output_padding[axis], self.stride[axis], self.dilation[axis]

@@ -170,9 +170,7 @@ def measure(
     return _with_speedups(results)
 
 
-def _check_all(
-    algorithms: Sequence[Algorithm], results: Sequence[Result], settings: Settings
-) -> list[Result]:
+def _check_all(algorithms: Sequence[Algorithm], results: Sequence[Result], settings: Settings) -> list[Result]:
     """The results with everything but the times."""
     layer, operator, dtype = results[0].layer, results[0].operator, results[0].dtype
     tensors = Tensors.draw(layer, operator, dtype, settings.layout, settings.device, settings.seed)
@@ -191,9 +189,7 @@ def _check_all(
     return checked
 
 
-def _check(
-    algorithm: Algorithm, result: Result, tensors: Tensors, expected: Expected, settings: Settings
-) -> Result:
+def _check(algorithm: Algorithm, result: Result, tensors: Tensors, expected: Expected, settings: Settings) -> Result:
     """The result with its error and workspace."""
     layer, operator, device = result.layer, result.operator, settings.device
     shapes = (layer.output_shape,) if operator == "forward" else (layer.input_shape, layer.weight_shape)
@@ -219,9 +215,7 @@ def _check(
         run()
         torch.cuda.synchronize(device)
         measured = max(0, torch.cuda.max_memory_allocated(device) - before - size)
-    stated = (
-        algorithm.workspace(layer, operator, tensors.input, tensors.weight) if algorithm.workspace else None
-    )
+    stated = algorithm.workspace(layer, operator, tensors.input, tensors.weight) if algorithm.workspace else None
 
     right = error <= result.error_bound  # a NaN is not
     return dataclasses.replace(

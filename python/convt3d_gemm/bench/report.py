@@ -131,9 +131,7 @@ def _milliseconds(value: float) -> str:
     return f"{value:.4f}" if value < 1 else f"{value:.3f}" if value < 100 else f"{value:.1f}"
 
 
-def header_lines(
-    device: dict[str, object], ceilings: Ceilings, precisions: dict[torch.dtype, str]
-) -> list[str]:
+def header_lines(device: dict[str, object], ceilings: Ceilings, precisions: dict[torch.dtype, str]) -> list[str]:
     """The device and its ceilings, as they are printed above the tables."""
     memory, cache = (filesize.decimal(int(str(device[key]))) for key in ("memory_bytes", "cache_bytes"))
     detail = (

@@ -54,12 +54,12 @@ class Clock:
                 call()
             seconds = (time.perf_counter() - began) / count
             return Burst(seconds, seconds)
-        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        start = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize(self.device)
         sleep = min(1.5 * host_seconds * count, _LONGEST_SLEEP)
         if sleep > 0:
-            torch.cuda._sleep(int(sleep * _SLEEP_CYCLES_PER_SECOND))  # type: ignore[no-untyped-call]
+            torch.cuda._sleep(int(sleep * _SLEEP_CYCLES_PER_SECOND))
         start.record()
         began = time.perf_counter()
         for _ in range(count):

@@ -29,8 +29,8 @@ inline void cblas_gemm(CBLAS_TRANSPOSE transpose_a, CBLAS_TRANSPOSE transpose_b,
   CONVT3D_BLAS(cblas_dgemm)(CblasRowMajor, transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 
-// While one lives, OpenBLAS starts no threads of its own. Other libraries are called from within a parallel region, where
-// those built on OpenMP keep to one thread anyway.
+// While one lives, OpenBLAS starts no threads of its own. Other libraries are called from within a parallel region,
+// where those built on OpenMP keep to one thread anyway.
 class SingleThreadedBlas {
  public:
 #ifdef CONVT3D_OPENBLAS

@@ -106,10 +106,10 @@ void copy_voxel(const Indices& geometry, const ColumnBlock& block, int64_t voxel
   T* row = columns + (voxel - block.voxel_begin) * strides.row;
   for (int64_t tap = 0; tap < block.taps; ++tap) {
     const int64_t out_w = geometry.width.output_at(voxel % geometry.width.input, tap % geometry.width.kernel);
-    const int64_t out_h = geometry.height.output_at(line % geometry.height.input,
-                                                    tap / geometry.width.kernel % geometry.height.kernel);
-    const int64_t out_d = geometry.depth.output_at(line / geometry.height.input,
-                                                   tap / geometry.width.kernel / geometry.height.kernel);
+    const int64_t out_h =
+        geometry.height.output_at(line % geometry.height.input, tap / geometry.width.kernel % geometry.height.kernel);
+    const int64_t out_d =
+        geometry.depth.output_at(line / geometry.height.input, tap / geometry.width.kernel / geometry.height.kernel);
     const bool inside = out_w >= 0 && out_w < geometry.width.output && out_h >= 0 && out_h < geometry.height.output &&
                         out_d >= 0 && out_d < geometry.depth.output;
     const int64_t position = (out_d * geometry.height.output + out_h) * geometry.width.output + out_w;
@@ -196,9 +196,9 @@ void CpuBackend::sum_partials(const T* partials, int64_t count, int64_t elements
   parallel_for(threads_, (elements + kRun - 1) / kRun, [&](int64_t run) {
     const int64_t begin = run * kRun, end = std::min(begin + kRun, elements);
     for (int64_t i = begin; i < end; ++i) {
-      T sum = 0;
+      double sum = 0;
       for (int64_t part = 0; part < count; ++part) sum += partials[part * elements + i];
-      result[i] = sum;
+      result[i] = static_cast<T>(sum);
     }
   });
 }
@@ -208,32 +208,37 @@ void CpuBackend::bias_partials(const Problem& problem, int64_t count, const T* v
   const VolumeStrides strides(problem.layout, problem.out_channels, problem.output_voxels());
   const int64_t voxels = problem.output_voxels();
   parallel_for(threads_, count, [&](int64_t part) {
+    // Sums of millions of voxels need more places than float32 has; a few channels at a time share a cache line.
+    constexpr int64_t kChannels = 16;
     T* sums = partials + part * problem.out_channels;
     const int64_t begin = voxels * part / count, end = voxels * (part + 1) / count;
-    std::fill_n(sums, problem.out_channels, T{0});
-    for (int64_t sample = 0; sample < problem.batch; ++sample) {
-      if (problem.layout == Layout::ncdhw) {
-        for (int64_t channel = 0; channel < problem.out_channels; ++channel) {
-          const T* row = volume + strides.offset(sample, channel, 0);
-          T sum = 0;
-          for (int64_t voxel = begin; voxel < end; ++voxel) sum += row[voxel];
-          sums[channel] += sum;
-        }
-      } else {
-        for (int64_t voxel = begin; voxel < end; ++voxel) {
-          const T* row = volume + strides.offset(sample, 0, voxel);
-          for (int64_t channel = 0; channel < problem.out_channels; ++channel) sums[channel] += row[channel];
+    for (int64_t first = 0; first < problem.out_channels; first += kChannels) {
+      const int64_t channels = std::min(kChannels, problem.out_channels - first);
+      double totals[kChannels] = {};
+      for (int64_t sample = 0; sample < problem.batch; ++sample) {
+        const T* rows = volume + strides.offset(sample, first, 0);
+        if (problem.layout == Layout::ncdhw) {
+          for (int64_t channel = 0; channel < channels; ++channel) {
+            const T* row = rows + channel * strides.channel;
+            for (int64_t voxel = begin; voxel < end; ++voxel) totals[channel] += row[voxel];
+          }
+        } else {
+          for (int64_t voxel = begin; voxel < end; ++voxel) {
+            const T* row = rows + voxel * strides.voxel;
+            for (int64_t channel = 0; channel < channels; ++channel) totals[channel] += row[channel];
+          }
         }
       }
+      for (int64_t channel = 0; channel < channels; ++channel) sums[first + channel] = static_cast<T>(totals[channel]);
     }
   });
 }
 
-#define CONVT3D_INSTANTIATE(T)                                                                                    \
+#define CONVT3D_INSTANTIATE(T)                                                                                         \
   template void CpuBackend::col2vol(const Problem&, const ColumnBlock&, Range<int64_t>, const T*, const T*, T*) const; \
   template void CpuBackend::vol2col(const Problem&, const ColumnBlock&, const T*, T*) const;                           \
-  template void CpuBackend::fill_bias(const Problem&, const T*, T*) const;                                        \
-  template void CpuBackend::sum_partials(const T*, int64_t, int64_t, T*) const;                                   \
+  template void CpuBackend::fill_bias(const Problem&, const T*, T*) const;                                             \
+  template void CpuBackend::sum_partials(const T*, int64_t, int64_t, T*) const;                                        \
   template void CpuBackend::bias_partials(const Problem&, int64_t, const T*, T*) const;
 CONVT3D_INSTANTIATE(float)
 CONVT3D_INSTANTIATE(double)

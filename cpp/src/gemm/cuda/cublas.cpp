@@ -69,9 +69,10 @@ cublasHandle_t create_handle(const CublasLibrary& library) {
   check_cuda(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
   library.check(status, "cublasCreate");
   // Half types add up in float32 even where cuBLAS splits the reduction.
-  library.check(library.set_math_mode(handle, static_cast<cublasMath_t>(
-                                                  CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)),
-                "cublasSetMathMode");
+  library.check(
+      library.set_math_mode(
+          handle, static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)),
+      "cublasSetMathMode");
   return handle;
 }
 
@@ -184,16 +185,16 @@ void cublas_gemm(cublasHandle_t handle, const Gemm& gemm, const CublasTypes& typ
   const cublasOperation_t op_a = gemm.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
   const cublasOperation_t op_b = gemm.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
   if (gemm.batch == 1) {
-    library.check(library.gemm(handle, op_b, op_a, gemm.n, gemm.m, gemm.k, alpha, b, types.operand, gemm.ldb, a,
-                               types.operand, gemm.lda, beta, c, types.result, gemm.ldc, types.compute,
-                               CUBLAS_GEMM_DEFAULT),
-                  "cublasGemmEx");
+    library.check(
+        library.gemm(handle, op_b, op_a, gemm.n, gemm.m, gemm.k, alpha, b, types.operand, gemm.ldb, a, types.operand,
+                     gemm.lda, beta, c, types.result, gemm.ldc, types.compute, CUBLAS_GEMM_DEFAULT),
+        "cublasGemmEx");
   } else {
-    library.check(library.gemm_strided_batched(handle, op_b, op_a, gemm.n, gemm.m, gemm.k, alpha, b, types.operand,
-                                               gemm.ldb, gemm.stride_b, a, types.operand, gemm.lda, gemm.stride_a,
-                                               beta, c, types.result, gemm.ldc, gemm.stride_c, gemm.batch,
-                                               types.compute, CUBLAS_GEMM_DEFAULT),
-                  "cublasGemmStridedBatchedEx");
+    library.check(
+        library.gemm_strided_batched(handle, op_b, op_a, gemm.n, gemm.m, gemm.k, alpha, b, types.operand, gemm.ldb,
+                                     gemm.stride_b, a, types.operand, gemm.lda, gemm.stride_a, beta, c, types.result,
+                                     gemm.ldc, gemm.stride_c, gemm.batch, types.compute, CUBLAS_GEMM_DEFAULT),
+        "cublasGemmStridedBatchedEx");
   }
 }
 

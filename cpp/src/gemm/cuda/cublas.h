@@ -1,4 +1,5 @@
-// cuBLAS, bound at run time to the copy that is already in the process (PyTorch's, say), so that there is never a second.
+// cuBLAS, bound at run time to the copy that is already in the process (PyTorch's, say), so that there is never a
+// second.
 #pragma once
 
 #include <cublas_v2.h>

@@ -11,8 +11,10 @@ constexpr int kThreads = 256;
 
 // Blocks per multiprocessor that the compiler is to leave registers for. Left to itself it aims for more of them, and
 // saves registers by adding up each load before the next one is under way.
-template <int Taps>
-constexpr int kBlocks = Taps == 1 ? 3 : 4;
+constexpr int resident_blocks(int taps, int loads) { return taps == 1 || loads > 16 ? 3 : 4; }
+
+// Columns of one tap that one thread of col2vol_interleave loads at once.
+constexpr int kInterleavedColumns = 4;
 
 // Neighbouring elements that one thread loads or stores at once.
 template <class T, int Width>
@@ -74,25 +76,25 @@ template <class T, class Column, class Index>
 struct Col2VolArguments {
   Geometry<Index> geometry;
   const Column* columns;
-  const T* bias;           // of the block's first channel, or null
-  T* output;               // of the block's first sample and channel
-  Index first_plane;       // of the output
-  Index items;             // of work per volume: see the kernels
-  Index voxel_begin;       // of the block's input voxels, and how many there are
+  const T* bias;      // of the block's first channel, or null
+  T* output;          // of the block's first sample and channel
+  Index first_plane;  // of the output
+  Index items;        // of work per volume: see the kernels
+  Index voxel_begin;  // of the block's input voxels, and how many there are
   Index block_voxels;
-  int64_t channels;        // of the block
+  int64_t channels;  // of the block
   int64_t group_channels;
   int64_t output_sample_stride, output_channels;
   ColumnStrides strides;
-  unsigned item_blocks;    // thread blocks that cover one volume's items
+  unsigned item_blocks;  // thread blocks that cover one volume's items
   unsigned channel_blocks;
-  int64_t channel_span;    // channels of one thread
+  int64_t channel_span;  // channels of one thread
   Divisor<Index> by_width_items, by_height_items, by_vectors, by_group_channels;
 };
 
-// Stores the outputs `column` and `column + 1` of a row, of which the first `outputs` exist. In a row that begins between
-// two aligned pairs, as every other row of odd length does, a thread stores its second output with its neighbour's first.
-// All threads of the warp take part.
+// Stores the outputs `column` and `column + 1` of a row, of which the first `outputs` exist. In a row that begins
+// between two aligned pairs, as every other row of odd length does, a thread stores its second output with its
+// neighbour's first. All threads of the warp take part.
 template <class T, class Index>
 __device__ void store_pair(T* target, const T (&result)[2], Index column, Index outputs) {
   constexpr unsigned kWholeWarp = 0xffffffffu;
@@ -124,14 +126,17 @@ __device__ void store_pair(T* target, const T (&result)[2], Index column, Index 
 }
 
 // NCDHW. One thread computes the outputs [stride * m, stride * (m + 1)) of a row, `Residues` at a time, for a span of
-// channels, `Channels` at a time. Every output of a thread has another residue of the width's stride, so in a warp, whose
-// threads hold neighbouring m, each load reads one run of one tap. Rows of one residue of the height's stride follow each
-// other: they have the same taps, so warps don't diverge, and their runs adjoin. The loads of `Residues` outputs, `Taps`
-// width taps and `Channels` channels are all under way at once, which is what hides memory's latency. Where a thread's
-// outputs fill an aligned vector they are stored as one. Each column is read once, each output written once; bound by
-// that traffic.
-template <class T, class Column, class Index, int Residues, int Taps, int Channels>
-__global__ void __launch_bounds__(kThreads, kBlocks<Taps>) col2vol_ncdhw(const __grid_constant__ Col2VolArguments<T, Column, Index> in) {
+// channels, `Channels` at a time. Every output of a thread has another residue of the width's stride, so in a warp,
+// whose threads hold neighbouring m, each load reads one run of one tap. Rows of one residue of the height's stride
+// follow each other: they have the same taps, so warps don't diverge, and their runs adjoin. The loads of `Residues`
+// outputs, `Taps` width taps and `Channels` channels are all under way at once, which is what hides memory's latency.
+// Where a thread's outputs fill an aligned vector they are stored as one. Each column is read once, each output written
+// once; bound by that traffic.
+//
+// `Loading` is how many of the `Residues` outputs can have taps: one of two where stride and dilation are both even.
+template <class T, class Column, class Index, int Residues, int Loading, int Taps, int Channels>
+__global__ void __launch_bounds__(kThreads, resident_blocks(Taps, Loading * Taps * Channels))
+    col2vol_ncdhw(const __grid_constant__ Col2VolArguments<T, Column, Index> in) {
   using Sum = Accumulator<T>;
   const unsigned block = last_written_first();
   const unsigned volume = block / in.item_blocks;
@@ -160,32 +165,35 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Taps>) col2vol_ncdhw(const _
 
   for (Index first = 0; first < width.stride; first += Residues) {
     const Index column = position.width * width.stride + first;
-    Index start[Residues], count[Residues], longest = 0;
+    Index start[Loading], count[Loading], longest = 0;
+    int loading = 0;  // the first residue that loads
 #pragma unroll
     for (int r = 0; r < Residues; ++r) {
       const bool reached = column + r < outputs && rows.count_d > 0 && rows.count_h > 0;
       const TapWalk<Index> taps = reached ? width.taps_at(column + r) : TapWalk<Index>{};
-      start[r] = taps.tap * tap_stride + taps.index;
-      count[r] = taps.count;
+      if (Loading < Residues && r > 0 && taps.count == 0) continue;
+      if (Loading < Residues) loading = r;
+      start[Loading < Residues ? 0 : r] = taps.tap * tap_stride + taps.index;
+      count[Loading < Residues ? 0 : r] = taps.count;
       longest = larger(longest, taps.count);
     }
     for (int64_t channel = first_channel; channel < last_channel; channel += Channels) {
       // The last channels of a span that is no multiple of `Channels` are read again rather than read past.
       const Column* source[Channels];
-      Sum sum[Residues][Channels];
+      Sum bias[Channels], sum[Loading][Channels];
 #pragma unroll
       for (int c = 0; c < Channels; ++c) {
         const int64_t own = smaller(channel + c, last_channel - 1);
         source[c] = columns + own * channel_stride;
-        const Sum bias = in.bias == nullptr ? Sum(0) : static_cast<Sum>(in.bias[own]);
+        bias[c] = in.bias == nullptr ? Sum(0) : static_cast<Sum>(in.bias[own]);
 #pragma unroll
-        for (int r = 0; r < Residues; ++r) sum[r][c] = bias;
+        for (int r = 0; r < Loading; ++r) sum[r][c] = bias[c];
       }
       rows.visit([&](Index offset) {
         for (Index done = 0; done < longest; done += Taps) {
-          Column loaded[Residues][Taps][Channels];
+          Column loaded[Loading][Taps][Channels];
 #pragma unroll
-          for (int r = 0; r < Residues; ++r) {
+          for (int r = 0; r < Loading; ++r) {
 #pragma unroll
             for (int t = 0; t < Taps; ++t) {
               const bool meets = done + t < count[r];
@@ -195,7 +203,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Taps>) col2vol_ncdhw(const _
             }
           }
 #pragma unroll
-          for (int r = 0; r < Residues; ++r) {
+          for (int r = 0; r < Loading; ++r) {
 #pragma unroll
             for (int t = 0; t < Taps; ++t) {
 #pragma unroll
@@ -210,7 +218,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Taps>) col2vol_ncdhw(const _
         T* target = row + (channel + c) * static_cast<int64_t>(geometry.output_voxels) + column;
         T result[Residues];
 #pragma unroll
-        for (int r = 0; r < Residues; ++r) result[r] = static_cast<T>(sum[r][c]);
+        for (int r = 0; r < Residues; ++r) {
+          if constexpr (Loading == Residues) {
+            result[r] = static_cast<T>(sum[r][c]);
+          } else {
+            result[r] = static_cast<T>(r == loading ? sum[0][c] : bias[c]);
+          }
+        }
         if constexpr (Residues == 2) {
           store_pair(target, result, column, outputs);
         } else if (column < outputs) {
@@ -221,11 +235,80 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Taps>) col2vol_ncdhw(const _
   }
 }
 
+// NCDHW where kernel = stride = 2 along the width and nothing is padded there: the rows of the two width taps
+// interleave. One thread makes 8 outputs of a row from 4 columns of either tap, with 16-byte loads and stores
+// (float32), for a span of channels, `Channels` at a time. Depth and height are as above. Bound by the traffic of
+// columns and outputs.
+template <class T, class Column, class Index, int Channels>
+__global__ void __launch_bounds__(kThreads, 4)
+    col2vol_interleave(const __grid_constant__ Col2VolArguments<T, Column, Index> in) {
+  using Sum = Accumulator<T>;
+  constexpr int kColumns = kInterleavedColumns;
+  const unsigned block = last_written_first();
+  const unsigned volume = block / in.item_blocks;
+  const Index item = static_cast<Index>(block - volume * in.item_blocks) * kThreads + threadIdx.x;
+  if (item >= in.items) return;
+  const unsigned sample = volume / in.channel_blocks;
+  const int64_t first_channel = static_cast<int64_t>(volume - sample * in.channel_blocks) * in.channel_span;
+  const int64_t last_channel = smaller(first_channel + in.channel_span, in.channels);
+
+  const Geometry<Index>& geometry = in.geometry;
+  const Position<Index> position = position_of(item, in.by_width_items, geometry.by_output_height);
+  const Index plane = in.first_plane + position.depth;
+  const RowWalk<Index> rows(geometry, plane, position.height, in.voxel_begin, in.block_voxels, Index{1});
+  const int64_t channel_stride = static_cast<int64_t>(geometry.taps) * in.block_voxels;
+  const Column* columns = in.columns + sample * in.strides.sample + position.width * kColumns;
+  T* row = in.output + sample * in.output_sample_stride + position.width * (2 * kColumns) +
+           (static_cast<int64_t>(plane) * geometry.height.output + position.height) * geometry.width.output;
+
+  for (int64_t channel = first_channel; channel < last_channel; channel += Channels) {
+    Sum sum[Channels][2][kColumns];
+#pragma unroll
+    for (int c = 0; c < Channels; ++c) {
+      const int64_t own = smaller(channel + c, last_channel - 1);
+      const Sum bias = in.bias == nullptr ? Sum(0) : static_cast<Sum>(in.bias[own]);
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) sum[c][0][i] = sum[c][1][i] = bias;
+    }
+    rows.visit([&](Index offset) {
+      Vector<Column, kColumns> loaded[Channels][2];
+#pragma unroll
+      for (int c = 0; c < Channels; ++c) {
+        const Column* source = columns + smaller(channel + c, last_channel - 1) * channel_stride + offset;
+        loaded[c][0] = *reinterpret_cast<const Vector<Column, kColumns>*>(source);
+        loaded[c][1] = *reinterpret_cast<const Vector<Column, kColumns>*>(source + in.block_voxels);
+      }
+#pragma unroll
+      for (int c = 0; c < Channels; ++c) {
+#pragma unroll
+        for (int i = 0; i < kColumns; ++i) {
+          sum[c][0][i] += static_cast<Sum>(loaded[c][0].element[i]);
+          sum[c][1][i] += static_cast<Sum>(loaded[c][1].element[i]);
+        }
+      }
+    });
+#pragma unroll
+    for (int c = 0; c < Channels; ++c) {
+      if (channel + c >= last_channel) break;
+      Vector<T, kColumns> result[2];
+#pragma unroll
+      for (int i = 0; i < 2 * kColumns; ++i) {
+        result[i / kColumns].element[i % kColumns] = static_cast<T>(sum[c][i % 2][i / 2]);
+      }
+      Vector<T, kColumns>* target =
+          reinterpret_cast<Vector<T, kColumns>*>(row + (channel + c) * static_cast<int64_t>(geometry.output_voxels));
+      target[0] = result[0];
+      target[1] = result[1];
+    }
+  }
+}
+
 // NDHWC. One thread computes `Width` neighbouring channels, which lie in one group, of one output voxel; neighbouring
 // threads hold neighbouring channels. Loads and stores are vectors of up to 16 bytes, and `Taps` loads are under way at
 // once. Bound by the columns' traffic.
 template <class T, class Column, class Index, int Taps, int Width>
-__global__ void __launch_bounds__(kThreads, 4) col2vol_ndhwc(const __grid_constant__ Col2VolArguments<T, Column, Index> in) {
+__global__ void __launch_bounds__(kThreads, 4)
+    col2vol_ndhwc(const __grid_constant__ Col2VolArguments<T, Column, Index> in) {
   using Sum = Accumulator<T>;
   const unsigned block = last_written_first();
   const unsigned sample = block / in.item_blocks;
@@ -245,8 +328,8 @@ __global__ void __launch_bounds__(kThreads, 4) col2vol_ndhwc(const __grid_consta
   const Index start = taps.tap * tap_stride + taps.index * voxel_stride;
   const Index step = width.tap_step * tap_stride - width.index_step * voxel_stride;
 
-  const Column* source = in.columns + sample * in.strides.sample + group * in.strides.group + channel -
-                         group * in.by_group_channels.value;
+  const Column* source =
+      in.columns + sample * in.strides.sample + group * in.strides.group + channel - group * in.by_group_channels.value;
   Sum sum[Width];
 #pragma unroll
   for (int c = 0; c < Width; ++c) sum[c] = in.bias == nullptr ? Sum(0) : static_cast<Sum>(in.bias[channel + c]);
@@ -270,9 +353,10 @@ __global__ void __launch_bounds__(kThreads, 4) col2vol_ndhwc(const __grid_consta
   Vector<T, Width> result;
 #pragma unroll
   for (int c = 0; c < Width; ++c) result.element[c] = static_cast<T>(sum[c]);
-  T* target = in.output + sample * in.output_sample_stride + channel +
-              ((static_cast<int64_t>(plane) * geometry.height.output + position.height) * width.output + position.width) *
-                  in.output_channels;
+  T* target =
+      in.output + sample * in.output_sample_stride + channel +
+      ((static_cast<int64_t>(plane) * geometry.height.output + position.height) * width.output + position.width) *
+          in.output_channels;
   *reinterpret_cast<Vector<T, Width>*>(target) = result;
 }
 
@@ -290,10 +374,10 @@ struct Vol2ColArguments {
   Divisor<Index> by_vectors, by_group_channels, by_taps;
 };
 
-// NCDHW. One thread copies one depth tap's taps of one input voxel for `Channels` neighbouring channels, `Taps` width taps
-// at a time so that their loads are all under way at once. Neighbouring threads hold neighbouring voxels: every store of a warp is one
-// line, and the loads of neighbouring taps hit the same lines in cache. Each column is written once, and the volume read
-// from memory once where its rows stay in cache; bound by the stores.
+// NCDHW. One thread copies one depth tap's taps of one input voxel for `Channels` neighbouring channels, `Taps` width
+// taps at a time so that their loads are all under way at once. Neighbouring threads hold neighbouring voxels: every
+// store of a warp is one line, and the loads of neighbouring taps hit the same lines in cache. Each column is written
+// once, and the volume read from memory once where its rows stay in cache; bound by the stores.
 template <class Bits, class Index, int Taps, int Channels>
 __global__ void __launch_bounds__(kThreads) vol2col_ncdhw(const __grid_constant__ Vol2ColArguments<Bits, Index> in) {
   const unsigned slice = blockIdx.x / in.item_blocks;
@@ -400,42 +484,51 @@ int64_t channels_per_thread(int64_t items, int64_t loads, const ColumnBlock& blo
 // About this many loads of one thread are to be under way at once.
 constexpr int kLoadsInFlight = 16;
 
-template <class T, class Column, class Index, int Residues, int Taps, int Channels>
-void launch_col2vol_ncdhw(Col2VolArguments<T, Column, Index>& arguments, const ColumnBlock& block, cudaStream_t stream) {
+template <class T, class Column, class Index, int Residues, int Loading, int Taps, int Channels>
+void launch_col2vol_ncdhw(Col2VolArguments<T, Column, Index>& arguments, const ColumnBlock& block,
+                          cudaStream_t stream) {
   const Geometry<Index>& geometry = arguments.geometry;
-  const int64_t loads = static_cast<int64_t>(geometry.depth.most_taps()) * geometry.height.most_taps() *
-                        geometry.width.kernel;
+  const int64_t loads =
+      static_cast<int64_t>(geometry.depth.most_taps()) * geometry.height.most_taps() * geometry.width.kernel;
   arguments.channel_span = channels_per_thread(arguments.items, loads, block, Channels);
   arguments.channel_blocks =
       static_cast<unsigned>((block.channels + arguments.channel_span - 1) / arguments.channel_span);
   const unsigned blocks = arguments.item_blocks * static_cast<unsigned>(block.samples) * arguments.channel_blocks;
   if (arguments.channel_span >= Channels) {
-    col2vol_ncdhw<T, Column, Index, Residues, Taps, Channels><<<blocks, kThreads, 0, stream>>>(arguments);
+    col2vol_ncdhw<T, Column, Index, Residues, Loading, Taps, Channels><<<blocks, kThreads, 0, stream>>>(arguments);
   } else {
-    col2vol_ncdhw<T, Column, Index, Residues, Taps, 1><<<blocks, kThreads, 0, stream>>>(arguments);
+    col2vol_ncdhw<T, Column, Index, Residues, Loading, Taps, 1><<<blocks, kThreads, 0, stream>>>(arguments);
   }
 }
 
 // Picks how many residues and channels a thread takes at a time, for `Taps` width taps at a time.
 template <class T, class Column, class Index, int Taps>
-void launch_col2vol_ncdhw(Col2VolArguments<T, Column, Index>& arguments, const ColumnBlock& block, cudaStream_t stream) {
+void launch_col2vol_ncdhw(Col2VolArguments<T, Column, Index>& arguments, const ColumnBlock& block,
+                          cudaStream_t stream) {
   const Axis<Index>& width = arguments.geometry.width;
   constexpr auto channels = [](int loads) { return loads >= 8 ? 8 : loads >= 4 ? 4 : 2; };
   if (width.stride % 2 != 0) {
-    launch_col2vol_ncdhw<T, Column, Index, 1, Taps, channels(kLoadsInFlight / Taps)>(arguments, block, stream);
-  } else if (width.tap_step == width.stride || Taps == 1) {
-    launch_col2vol_ncdhw<T, Column, Index, 2, Taps, channels(kLoadsInFlight / (2 * Taps))>(arguments, block, stream);
+    launch_col2vol_ncdhw<T, Column, Index, 1, 1, Taps, channels(kLoadsInFlight / Taps)>(arguments, block, stream);
+  } else if (width.dilation % 2 != 0 || Taps == 1) {
+    launch_col2vol_ncdhw<T, Column, Index, 2, 2, Taps, channels(kLoadsInFlight / (2 * Taps))>(arguments, block, stream);
   } else {
-    // Where stride and dilation have a common divisor, at least every other residue has no taps, and no loads.
-    launch_col2vol_ncdhw<T, Column, Index, 2, Taps, channels(kLoadsInFlight / Taps)>(arguments, block, stream);
+    launch_col2vol_ncdhw<T, Column, Index, 2, 1, Taps, channels(2 * kLoadsInFlight / Taps)>(arguments, block, stream);
   }
+}
+
+// Whether col2vol_interleave takes the problem: its rows must begin and end with whole vectors.
+bool interleaves(const Problem& problem, const ColumnBlock& block, const void* output) {
+  return problem.kernel[2] == 2 && problem.stride[2] == 2 && problem.padding[2] == 0 &&
+         problem.output_padding[2] == 0 && problem.dilation[2] == 1 && problem.input[2] % kInterleavedColumns == 0 &&
+         block.voxels % kInterleavedColumns == 0 && is_aligned(output, 8 * kInterleavedColumns);
 }
 
 // Picks how many width taps a thread takes at a time.
 template <class T, class Column, class Index>
-void launch_col2vol_ncdhw(Col2VolArguments<T, Column, Index>& arguments, const ColumnBlock& block, cudaStream_t stream) {
+void launch_col2vol_ncdhw(Col2VolArguments<T, Column, Index>& arguments, const ColumnBlock& block,
+                          cudaStream_t stream) {
   if constexpr (sizeof(Index) == 8) {
-    return launch_col2vol_ncdhw<T, Column, Index, 1, 1, 8>(arguments, block, stream);
+    return launch_col2vol_ncdhw<T, Column, Index, 1, 1, 1, 8>(arguments, block, stream);
   } else if constexpr (std::is_same_v<T, Column> && sizeof(T) == 2) {
     // Half-precision columns are made only where at most one tap meets each output.
     return launch_col2vol_ncdhw<T, Column, Index, 1>(arguments, block, stream);
@@ -470,6 +563,23 @@ void launch_col2vol(const Problem& problem, const ColumnBlock& block, Range<int6
   arguments.output_sample_stride = volume.sample;
   arguments.output_channels = problem.out_channels;
   arguments.strides = ColumnStrides::of(block);
+  if constexpr (sizeof(Index) == 4) {
+    if (problem.layout == Layout::ncdhw && interleaves(problem, block, arguments.output)) {
+      constexpr int kChannels = sizeof(Column) == 8 ? 1 : 2;
+      const int64_t width_items = problem.input[2] / kInterleavedColumns;
+      const int64_t items = (planes.end - planes.begin) * output_size[1] * width_items;
+      const int64_t loads = 2 * arguments.geometry.depth.most_taps() * arguments.geometry.height.most_taps();
+      arguments.items = static_cast<Index>(items);
+      arguments.item_blocks = blocks_for(items);
+      arguments.by_width_items = Divisor<Index>(width_items);
+      arguments.channel_span = channels_per_thread(items, kInterleavedColumns * loads, block, kChannels);
+      arguments.channel_blocks =
+          static_cast<unsigned>((block.channels + arguments.channel_span - 1) / arguments.channel_span);
+      const unsigned blocks = arguments.item_blocks * static_cast<unsigned>(block.samples) * arguments.channel_blocks;
+      col2vol_interleave<T, Column, Index, kChannels><<<blocks, kThreads, 0, stream>>>(arguments);
+      return;
+    }
+  }
   if (problem.layout == Layout::ncdhw) {
     const int64_t width_items = (output_size[2] + problem.stride[2] - 1) / problem.stride[2];
     const int64_t height_items = (output_size[1] + problem.stride[1] - 1) / problem.stride[1];
@@ -487,7 +597,7 @@ void launch_col2vol(const Problem& problem, const ColumnBlock& block, Range<int6
     arguments.item_blocks = blocks_for(arguments.items);
     arguments.by_vectors = Divisor<Index>(vectors);
     arguments.by_group_channels = Divisor<Index>(block.group_channels);
-    kernel<<<arguments.item_blocks * static_cast<unsigned>(block.samples), kThreads, 0, stream>>>(arguments);
+    kernel<<<arguments.item_blocks* static_cast<unsigned>(block.samples), kThreads, 0, stream>>>(arguments);
   };
   if (block.group_channels % kWidth == 0 && problem.out_channels % kWidth == 0 && is_aligned(arguments.output, 16)) {
     launch(col2vol_ndhwc<T, Column, Index, 2, kWidth>, kWidth);
@@ -531,7 +641,7 @@ void launch_vol2col(const Problem& problem, const ColumnBlock& block, const Bits
     arguments.by_group_channels = Divisor<Index>(block.group_channels);
     arguments.by_taps = Divisor<Index>(block.taps);
     arguments.item_blocks = blocks_for(block.voxels * block.taps * vectors);
-    kernel<<<arguments.item_blocks * static_cast<unsigned>(block.samples), kThreads, 0, stream>>>(arguments);
+    kernel<<<arguments.item_blocks* static_cast<unsigned>(block.samples), kThreads, 0, stream>>>(arguments);
   };
   if (block.group_channels % kWidth == 0 && problem.out_channels % kWidth == 0 && is_aligned(volume, 16)) {
     launch(vol2col_ndhwc<Bits, Index, kWidth>, kWidth);
@@ -589,9 +699,9 @@ void CudaBackend::vol2col(const Problem& problem, const ColumnBlock& block, cons
   check_cuda(cudaGetLastError(), "launching vol2col");
 }
 
-#define CONVT3D_INSTANTIATE(T, Column)                                                                            \
-  template void CudaBackend::col2vol(const Problem&, const ColumnBlock&, Range<int64_t>, const Column*, const T*, \
-                                     T*) const;
+#define CONVT3D_INSTANTIATE(T, Column)                                                                                \
+  template void CudaBackend::col2vol(const Problem&, const ColumnBlock&, Range<int64_t>, const Column*, const T*, T*) \
+      const;
 CONVT3D_INSTANTIATE(double, double)
 CONVT3D_INSTANTIATE(float, float)
 CONVT3D_INSTANTIATE(__half, __half)

@@ -1,4 +1,5 @@
-// The sums beside the products: bias written ahead of a pointwise product, partial sums added up, and the bias gradient.
+// The sums beside the products: bias written ahead of a pointwise product, partial sums added up, and the bias
+// gradient.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -14,8 +15,8 @@ unsigned blocks_for(int64_t threads) { return static_cast<unsigned>((threads + k
 
 // One thread writes one element; blockIdx.y is the sample (NCDHW: the sample's channel). Bound by the store.
 template <class T, bool ChannelsFirst>
-__global__ void __launch_bounds__(kThreads) fill_bias_kernel(const T* bias, T* volume, int64_t volumes, int64_t elements,
-                                                             int channels) {
+__global__ void __launch_bounds__(kThreads)
+    fill_bias_kernel(const T* bias, T* volume, int64_t volumes, int64_t elements, int channels) {
   const int64_t element = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (element >= elements) return;
   for (int64_t index = blockIdx.y; index < volumes; index += gridDim.y) {
@@ -25,8 +26,8 @@ __global__ void __launch_bounds__(kThreads) fill_bias_kernel(const T* bias, T* v
 
 // One thread adds one element of all partial sums, from the first to the last. Bound by reading them.
 template <class T>
-__global__ void __launch_bounds__(kThreads) sum_partials_kernel(const Accumulator<T>* partials, int64_t count,
-                                                                int64_t elements, T* result) {
+__global__ void __launch_bounds__(kThreads)
+    sum_partials_kernel(const Accumulator<T>* partials, int64_t count, int64_t elements, T* result) {
   const int64_t element = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (element >= elements) return;
   Accumulator<T> sum = 0;
@@ -35,13 +36,15 @@ __global__ void __launch_bounds__(kThreads) sum_partials_kernel(const Accumulato
 }
 
 // Where one part of `count` begins in `total` items.
-__device__ int64_t part_begin(int64_t total, int64_t part, int64_t count) { return total / count * part + total % count * part / count; }
+__device__ int64_t part_begin(int64_t total, int64_t part, int64_t count) {
+  return total / count * part + total % count * part / count;
+}
 
-// NCDHW. One block sums one channel's voxels [begin, end) over all samples; threads read along the row, and a fixed tree
-// adds them up. Bound by reading the volume.
+// NCDHW. One block sums one channel's voxels [begin, end) over all samples; threads read along the row, and a fixed
+// tree adds them up. Bound by reading the volume.
 template <class T>
-__global__ void __launch_bounds__(kThreads) bias_partials_ncdhw(const T* volume, int64_t batch, int64_t channels,
-                                                                int64_t voxels, Accumulator<T>* partials) {
+__global__ void __launch_bounds__(kThreads)
+    bias_partials_ncdhw(const T* volume, int64_t batch, int64_t channels, int64_t voxels, Accumulator<T>* partials) {
   const int64_t channel = blockIdx.x, part = blockIdx.y, count = gridDim.y;
   const int64_t begin = part_begin(voxels, part, count), end = part_begin(voxels, part + 1, count);
   Accumulator<T> sum = 0;
@@ -63,8 +66,8 @@ __global__ void __launch_bounds__(kThreads) bias_partials_ncdhw(const T* volume,
 // NDHWC. One block sums 32 channels over the rows [begin, end) of the (sample, voxel) by channel matrix: a warp reads
 // neighbouring channels, and the block's warps, adding up in order, every eighth row. Bound by reading the volume.
 template <class T>
-__global__ void __launch_bounds__(kThreads) bias_partials_ndhwc(const T* volume, int64_t rows, int64_t channels,
-                                                                Accumulator<T>* partials) {
+__global__ void __launch_bounds__(kThreads)
+    bias_partials_ndhwc(const T* volume, int64_t rows, int64_t channels, Accumulator<T>* partials) {
   constexpr int kWarps = kThreads / kWarp;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * kWarp + lane, part = blockIdx.y, count = gridDim.y;
@@ -93,9 +96,11 @@ void CudaBackend::fill_bias(const Problem& problem, const T* bias, T* volume) co
   const int64_t elements = channels_first ? voxels : voxels * channels;
   const dim3 grid(blocks_for(elements), static_cast<unsigned>(smaller<int64_t>(volumes, 65535)));
   if (channels_first) {
-    fill_bias_kernel<T, true><<<grid, kThreads, 0, stream_>>>(bias, volume, volumes, elements, static_cast<int>(channels));
+    fill_bias_kernel<T, true>
+        <<<grid, kThreads, 0, stream_>>>(bias, volume, volumes, elements, static_cast<int>(channels));
   } else {
-    fill_bias_kernel<T, false><<<grid, kThreads, 0, stream_>>>(bias, volume, volumes, elements, static_cast<int>(channels));
+    fill_bias_kernel<T, false>
+        <<<grid, kThreads, 0, stream_>>>(bias, volume, volumes, elements, static_cast<int>(channels));
   }
   check_cuda(cudaGetLastError(), "launching fill_bias");
 }
@@ -120,9 +125,9 @@ void CudaBackend::bias_partials(const Problem& problem, int64_t count, const T* 
   check_cuda(cudaGetLastError(), "launching bias_partials");
 }
 
-#define CONVT3D_INSTANTIATE(T)                                                                                     \
-  template void CudaBackend::fill_bias(const Problem&, const T*, T*) const;                                        \
-  template void CudaBackend::sum_partials<T>(const Accumulator<T>*, int64_t, int64_t, T*) const;                   \
+#define CONVT3D_INSTANTIATE(T)                                                                   \
+  template void CudaBackend::fill_bias(const Problem&, const T*, T*) const;                      \
+  template void CudaBackend::sum_partials<T>(const Accumulator<T>*, int64_t, int64_t, T*) const; \
   template void CudaBackend::bias_partials<T>(const Problem&, int64_t, const T*, Accumulator<T>*) const;
 CONVT3D_INSTANTIATE(double)
 CONVT3D_INSTANTIATE(float)

@@ -1,0 +1,434 @@
+"""What only a GPU shows: precision of whole layers, streams, devices, graphs, vectors, 64-bit indices."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cases import (
+    BOUNDS,
+    LAYOUTS,
+    NAMED,
+    OPERATORS,
+    TF32_BOUND,
+    Case,
+    Tensors,
+    native,
+    ours,
+    relative_error,
+    tf32,
+)
+from convt3d_gemm import ConvTranspose3d, conv_transpose3d
+
+pytestmark = pytest.mark.cuda
+
+CUDA = torch.device("cuda")
+
+#: A tenth of the layers that the figures are measured on, but of every kind.
+LAYERS = {
+    "kb77": Case(2, 32, 64, 1, (12, 24, 24), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0), (2, 2, 2)),
+    "kb73, grouped": Case(1, 32, 32, 4, (12, 24, 48), (3, 3, 3), (2, 2, 2), (1, 1, 1)),
+    "kb72": Case(2, 32, 32, 4, (6, 12, 24), (3, 5, 7), (2, 2, 2), (1, 2, 3), (1, 1, 1)),
+    "nnunet_top": Case(1, 64, 32, 1, (24, 32, 32), (2, 2, 2), (2, 2, 2), (0, 0, 0)),
+    "unet3d_k3s2": Case(1, 128, 64, 1, (12, 16, 16), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+    "gan_k4s2": Case(2, 128, 64, 1, (12, 12, 12), (4, 4, 4), (2, 2, 2), (1, 1, 1)),
+    "stride 1": Case(2, 16, 24, 1, (10, 20, 20), (3, 3, 3), (1, 1, 1), (0, 0, 0)),
+    "depthwise": Case(2, 48, 48, 48, (16, 16, 16), (3, 3, 3), (2, 2, 2), (1, 1, 1)),
+    "odd channels": Case(2, 33, 31, 1, (8, 15, 17), (3, 2, 3), (2, 2, 3), (1, 0, 1)),
+    "pointwise": Case(2, 64, 48, 1, (16, 16, 16), (1, 1, 1), (1, 1, 1), (0, 0, 0)),
+}
+
+
+@functools.lru_cache(maxsize=8)
+def tensors_of(
+    case: Case, dtype: torch.dtype = torch.float32, layout: torch.memory_format = torch.contiguous_format
+) -> Tensors:
+    """Drawn once for the tests that follow one another; none writes to them."""
+    return case.tensors(CUDA, dtype, layout, seed=1)
+
+
+# ---- precision ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32", "tf32", "float16", "bfloat16"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_error_of_layers(name: str, operator: str, layout: torch.memory_format, precision: str) -> None:
+    """Within the bound, and no more than 1.5 times PyTorch's own, on at least 1e5 outputs."""
+    case = LAYERS[name]
+    dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
+    tensors = tensors_of(case, dtype, layout)
+    assert tensors.grad_output.numel() >= 1e5
+    expected = native(case, tensors, operator, torch.float64)
+    with tf32(precision == "tf32"):
+        error = relative_error(ours(case, tensors, operator), expected)
+        their_error = relative_error(native(case, tensors, operator, dtype), expected)
+    assert error <= (TF32_BOUND if precision == "tf32" else BOUNDS[dtype])
+    if precision == "tf32" and their_error < 1e-5:  # cuDNN answered in IEEE float32
+        assert error <= 5e-4
+    elif precision != "float64":
+        assert error <= 1.5 * their_error
+
+
+def _error_of_forward(case: Case, tensors: Tensors, expected: list[Tensor]) -> float:
+    return relative_error(ours(case, tensors, "forward"), expected)
+
+
+def test_tf32_follows_the_switch() -> None:
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("needs TF32: compute capability 8.0")
+    case = LAYERS["gan_k4s2"]
+    tensors = tensors_of(case)
+    expected = native(case, tensors, "forward", torch.float64)
+    for _ in range(2):  # once more, from the remembered plans
+        with tf32(False):
+            assert _error_of_forward(case, tensors, expected) <= 2e-6
+        with tf32(True):
+            assert 1e-5 <= _error_of_forward(case, tensors, expected) <= TF32_BOUND
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="PyTorch before 2.9")
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_tf32_follows_the_newer_switch(precision: str) -> None:
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("needs TF32: compute capability 8.0")
+    case = LAYERS["gan_k4s2"]
+    tensors = tensors_of(case)
+    expected = native(case, tensors, "forward", torch.float64)
+    settings: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined, unused-ignore]
+    before = settings.fp32_precision
+    try:
+        settings.fp32_precision = precision
+        error = _error_of_forward(case, tensors, expected)
+        their_error = relative_error(native(case, tensors, "forward", torch.float32), expected)
+    finally:
+        settings.fp32_precision = before
+    for one in (error, their_error):
+        assert (1e-5 <= one <= TF32_BOUND) if precision == "tf32" else (one <= 2e-6)
+
+
+@pytest.mark.parametrize("allow", [False, True])
+def test_matmul_switch_has_no_say(allow: bool) -> None:
+    """PyTorch's convolutions ask cuDNN's switch alone, not the one for matrix products."""
+    case = LAYERS["gan_k4s2"]
+    tensors = tensors_of(case)
+    before = torch.backends.cuda.matmul.allow_tf32
+    with tf32(allow):
+        expected = ours(case, tensors, "forward")
+        try:
+            torch.backends.cuda.matmul.allow_tf32 = not allow
+            results = ours(case, tensors, "forward")
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+    assert torch.equal(results[0], expected[0])
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32", "tf32", "float16", "bfloat16"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("name", ["kb77", "kb73, grouped", "nnunet_top", "depthwise"])
+def test_reproducible(name: str, operator: str, layout: torch.memory_format, precision: str) -> None:
+    case = LAYERS[name]
+    dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
+    tensors = tensors_of(case, dtype, layout)
+    with tf32(precision == "tf32"):
+        first, *others = [ours(case, tensors, operator) for _ in range(4)]
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+# ---- streams, devices and threads --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_another_stream(operator: str) -> None:
+    """The work goes to the current stream, behind what was queued there before."""
+    case = LAYERS["kb77"]
+    tensors = tensors_of(case)
+    with tf32(False):
+        expected = ours(case, tensors, operator)
+        stream = torch.cuda.Stream()
+        blank = Tensors(*(torch.zeros_like(tensor) for tensor in vars(tensors).values()))
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(400_000_000)  # some 200 ms
+            for target, source in zip(vars(blank).values(), vars(tensors).values(), strict=True):
+                target.copy_(source)
+            results = ours(case, blank, operator)
+        assert not stream.query()
+        assert torch.cuda.default_stream().query()
+        stream.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+def test_gradients_on_another_stream() -> None:
+    case = LAYERS["nnunet_top"]
+    tensors = tensors_of(case)
+    given = (tensors.input, tensors.weight, tensors.bias)
+    leaves = input, weight, bias = [tensor.detach().requires_grad_() for tensor in given]
+
+    def gradients() -> tuple[Tensor, ...]:
+        output = conv_transpose3d(input, weight, bias, **case.parameters, algorithm="gemm")
+        return torch.autograd.grad(output, leaves, tensors.grad_output)
+
+    expected = gradients()
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        results = gradients()
+    stream.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+def test_calls_do_not_wait_for_the_gpu() -> None:
+    case = LAYERS["kb77"]
+    tensors = tensors_of(case)
+    for operator in OPERATORS:
+        ours(case, tensors, operator)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2_000_000_000)  # about a second
+    for operator in OPERATORS:
+        ours(case, tensors, operator)
+    assert not torch.cuda.current_stream().query()
+    torch.cuda.synchronize()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_another_device(operator: str) -> None:
+    """Tensors of the second device while the first is current, and the current one stays so."""
+    case = LAYERS["kb77"]
+    tensors = tensors_of(case)
+    second = Tensors(*(tensor.to("cuda:1") for tensor in vars(tensors).values()))
+    expected = ours(case, tensors, operator)
+    with torch.cuda.device(0):
+        results = ours(case, second, operator)
+        assert torch.cuda.current_device() == 0
+        again = ours(case, tensors, operator)
+    assert all(result.device == torch.device("cuda:1") for result in results)
+    bound = TF32_BOUND if torch.backends.cudnn.allow_tf32 else BOUNDS[torch.float32]
+    moved = [result.to("cuda:0") for result in results]
+    assert relative_error(moved, [tensor.double() for tensor in expected]) <= bound
+    assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_tensors_of_two_devices() -> None:
+    input, weight = torch.ones(1, 1, 2, 2, 2, device="cuda:0"), torch.ones(1, 1, 2, 2, 2, device="cuda:1")
+    with pytest.raises(RuntimeError, match=r"weight must be on the same device.*cuda:1 and cuda:0"):
+        conv_transpose3d(input, weight, algorithm="gemm")
+
+
+def test_four_host_threads() -> None:
+    """Each with its own stream, layer and results."""
+    names = ["kb77", "nnunet_top", "kb73, grouped", "unet3d_k3s2"]
+    given = {name: tensors_of(LAYERS[name]) for name in names}
+    pairs = [(name, operator) for name in names for operator in OPERATORS]
+    expected = {(name, operator): ours(LAYERS[name], given[name], operator) for name, operator in pairs}
+    torch.cuda.synchronize()
+
+    def work(name: str) -> int:
+        wrong = 0
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(20):
+                for operator in OPERATORS:
+                    results = ours(LAYERS[name], given[name], operator)
+                    same = [torch.equal(a, b) for a, b in zip(results, expected[name, operator], strict=True)]
+                    wrong += not all(same)
+        return wrong
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, names)) == [0, 0, 0, 0]
+
+
+# ---- CUDA graphs -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("name", ["kb77", "kb73, grouped", "nnunet_top", "pointwise"])
+def test_captured_operators(name: str, operator: str, layout: torch.memory_format, dtype: torch.dtype) -> None:
+    """A replay computes on what the tensors hold then."""
+    case = LAYERS[name]
+    tensors = tensors_of(case, dtype, layout)
+    other = case.tensors(CUDA, dtype, layout, seed=2)
+    expected = [ours(case, given, operator) for given in (tensors, other)]
+    held = Tensors(*(tensor.clone(memory_format=torch.preserve_format) for tensor in vars(tensors).values()))
+    _warm_up(lambda: ours(case, held, operator))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = ours(case, held, operator)
+    for given, reference in ((other, expected[1]), (tensors, expected[0]), (other, expected[1])):
+        for target, source in zip(vars(held).values(), vars(given).values(), strict=True):
+            target.copy_(source)
+        for result in results:
+            result.fill_(math.nan)
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(results, reference, strict=True))
+
+
+def _warm_up(call: Callable[[], Any]) -> None:
+    """On a stream of its own, as the documentation of torch.cuda.graph asks."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def test_captured_training_step() -> None:
+    """Forward and gradients together through autograd, with inputs that change between replays."""
+    torch.manual_seed(3)
+    layer = ConvTranspose3d(16, 8, 3, 2, 1, output_padding=1, algorithm="gemm").cuda()
+    input = torch.randn(2, 16, 6, 7, 8, device="cuda", requires_grad=True)
+    wanted = [input, *layer.parameters()]
+
+    def step() -> tuple[Tensor, ...]:
+        output = layer(input)
+        return (output, *torch.autograd.grad(output.square().sum(), wanted))
+
+    _warm_up(step)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = [result.detach() for result in step()]
+    for seed in (4, 5):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            input.normal_()
+            layer.weight.normal_()
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(captured, step(), strict=True))
+
+
+# ---- addresses and sizes -----------------------------------------------------------------------------------
+
+
+def _shifted(tensor: Tensor, elements: int) -> Tensor:
+    """A copy whose address is some elements past an aligned one, with NaN before and behind it."""
+    storage = tensor.new_full((tensor.numel() + 32,), math.nan)
+    return storage.as_strided(tensor.size(), tensor.stride(), elements).copy_(tensor)
+
+
+@pytest.mark.parametrize("elements", [1, 2, 4])
+@pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("name", ["kb77", "nnunet_top", "pointwise", "depthwise"])
+def test_unaligned_addresses(
+    name: str, operator: str, layout: torch.memory_format, dtype: torch.dtype, elements: int
+) -> None:
+    case = LAYERS[name]
+    tensors = tensors_of(case, dtype, layout)
+    shifted = Tensors(*(_shifted(tensor, elements) for tensor in vars(tensors).values()))
+    assert shifted.input.data_ptr() % 16 == elements * shifted.input.element_size() % 16
+    with tf32(False):
+        expected = native(case, tensors, operator, torch.float64)
+        assert relative_error(ours(case, shifted, operator), expected) <= BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 8, 12, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_channel_counts_of_channels_last(operator: str, dtype: torch.dtype, channels: int) -> None:
+    """Whole vectors, halves, and none."""
+    case = Case(2, channels, channels, 1, (5, 6, 7))
+    tensors = tensors_of(case, dtype, torch.channels_last_3d)
+    with tf32(False):
+        expected = native(case, tensors, operator, torch.float64)
+        assert relative_error(ours(case, tensors, operator), expected) <= BOUNDS[dtype]
+
+
+def test_unaligned_slice_of_channels() -> None:
+    case = LAYERS["nnunet_top"]
+    tensors = tensors_of(case, torch.float16, torch.channels_last_3d)
+    wider = torch.cat([tensors.input] * 2, 1).contiguous(memory_format=torch.channels_last_3d)
+    wider[:, 1 : 1 + case.in_channels] = tensors.input
+    view = wider[:, 1 : 1 + case.in_channels]
+    assert view.data_ptr() % 16 == 2
+    given = Tensors(view, tensors.weight, tensors.bias, tensors.grad_output)
+    for operator in OPERATORS:
+        expected = native(case, tensors, operator, torch.float64)
+        assert relative_error(ours(case, given, operator), expected) <= BOUNDS[torch.float16]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_empty_batch(operator: str, layout: torch.memory_format) -> None:
+    for case in NAMED.values():
+        full = tensors_of(case, torch.float32, layout)
+        empty = Tensors(full.input[:0], full.weight, full.bias, full.grad_output[:0])
+        for result in ours(case, empty, operator):
+            assert result.numel() == 0 or torch.equal(result, torch.zeros_like(result))
+
+
+@pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("groups", [1, 4])
+def test_pointwise_with_bias(groups: int, layout: torch.memory_format, dtype: torch.dtype) -> None:
+    case = Case(3, 20, 28, groups, (5, 9, 11), (1, 1, 1), (1, 1, 1), (0, 0, 0))
+    tensors = tensors_of(case, dtype, layout)
+    with tf32(False):
+        expected = native(case, tensors, "forward", torch.float64)
+        assert relative_error(ours(case, tensors, "forward"), expected) <= BOUNDS[dtype]
+
+
+def _memory_or_skip(gibibytes: int) -> None:
+    torch.cuda.empty_cache()
+    if torch.cuda.mem_get_info()[0] < gibibytes << 30:
+        pytest.skip(f"needs {gibibytes} GiB of GPU memory")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("kernel", [(2, 2, 2), (3, 3, 3)], ids=str)
+def test_more_than_2_to_the_31_outputs(kernel: tuple[int, int, int], layout: torch.memory_format) -> None:
+    """float16, against float64 on a corner, the middle and the opposite corner of the output."""
+    _memory_or_skip(24)
+    case = Case(2, 8, 16, 1, (208, 208, 208), kernel, (2, 2, 2), (0, 0, 0))
+    generator = torch.Generator(CUDA).manual_seed(6)
+    input = torch.empty(2, 8, *case.size, dtype=torch.float16, device=CUDA, memory_format=layout)
+    input.normal_(generator=generator)
+    weight = torch.randn(8, 16, *kernel, dtype=torch.float16, device=CUDA, generator=generator)
+    bias = torch.randn(16, dtype=torch.float16, device=CUDA, generator=generator)
+    output = conv_transpose3d(input, weight, bias, stride=2, algorithm="gemm")
+    assert output.numel() > 2**31
+    assert output.is_contiguous(memory_format=layout)
+    for sample, start, stop in ((0, 0, 12), (1, 100, 112), (1, 196, 208)):
+        part = input[sample : sample + 1, :, start:stop, start:stop, start:stop].double()
+        expected = conv_transpose3d(part, weight.double(), bias.double(), stride=2, algorithm="native")
+        # The planes at a cut side also get contributions from voxels outside of the part.
+        low, high = (0 if start == 0 else 2), (None if stop == 208 else -2)
+        inner = expected[:, :, low:high, low:high, low:high]
+        first = 2 * start + low
+        last = [first + inner.size(2 + axis) for axis in range(3)]
+        result = output[sample : sample + 1, :, first : last[0], first : last[1], first : last[2]]
+        assert relative_error([result], [inner]) <= BOUNDS[torch.float16]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_gradients_past_2_to_the_31(layout: torch.memory_format) -> None:
+    """The sums of the gradients are known: every element of grad_output is one."""
+    _memory_or_skip(24)
+    case = Case(2, 8, 16, 1, (208, 208, 208), (2, 2, 2), (2, 2, 2), (0, 0, 0))
+    size = (2, 16, 416, 416, 416)
+    grad_output = torch.empty(size, dtype=torch.float16, device=CUDA, memory_format=layout).fill_(1)
+    assert grad_output.numel() > 2**31
+    weight = torch.ones(8, 16, 2, 2, 2, dtype=torch.float16, device=CUDA)
+    operators = torch.ops.convt3d_gemm
+    grad_input = operators.grad_input(grad_output, weight, case.size, *case.operator_parameters)
+    assert bool((grad_input == 16 * 8).all())
+    input = torch.empty(2, 8, *case.size, dtype=torch.float16, device=CUDA, memory_format=layout)
+    input.fill_(2.0**-12)
+    grad_weight = operators.grad_weight(grad_output, input, (2, 2, 2), *case.operator_parameters)
+    expected = 2 * 208**3 * 2.0**-12
+    assert float((grad_weight.double() - expected).abs().max()) <= BOUNDS[torch.float16] * expected
