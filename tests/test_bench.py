@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -130,7 +131,8 @@ def layers(draw: st.DrawFn) -> Layer:
 @given(layers())
 def test_a_specification_gives_its_layer_back(layer: Layer) -> None:
     parsed = parse_layer(layer.specification)
-    assert parsed == Layer(**{**vars(layer), "name": layer.specification})
+    assert parsed == dataclasses.replace(layer, name=layer.specification)
+    assert hash(parsed) == hash(dataclasses.replace(layer, name=layer.specification))
     assert parsed.specification == layer.specification
 
 
@@ -157,10 +159,27 @@ def test_specification_defaults_and_spelling() -> None:
         ("Cin4,Cout4,k,in8", "cannot read 'k'"),
         ("Cin4,Cout4,k-2,in8", "cannot read 'k-2'"),
         ("Cin4,Cout4,k2,in8,k3", "k is given twice"),
-        ("Cin4,Cout4,k2,in8,s0", "stride must be at least 1, got 0"),
-        ("Cin4,Cout6,k2,in8,g4", "groups=4 must divide in_channels=4 and out_channels=6"),
-        ("Cin4,Cout4,k2,in8,s2,op2", "output_padding must be smaller .* got 2 with stride 2 and dilation 1"),
-        ("Cin4,Cout4,k1,in1x1x4,p0x0x2", r"would have size 0 \(in width\)"),
+        ("N0,Cin4,Cout4,k2,in8", "batch must be at least 1, got 0$"),
+        ("Cin0,Cout4,k2,in8", "input's channels must be at least 1, got 0$"),
+        ("Cin4,Cout0,k2,in8", "weight's output channels must be at least 1, got 0$"),
+        ("Cin4,Cout4,k2x0x2,in8", r"weight's kernel height must be at least 1, got kernel size \(2, 0, 2\)$"),
+        ("Cin4,Cout4,k2,in8x8x0", r"input's width must be at least 1 .* got input size \(8, 8, 0\)$"),
+        ("Cin4,Cout4,k2,in8,s0", r"in8,s0': non-positive stride .*: stride must be at least 1, got \(0, 0, 0\)$"),
+        ("Cin4,Cout4,k2,in8,d1x0x1", r"dilation must be at least 1, got \(1, 0, 1\)$"),
+        ("Cin4,Cout4,k2,in8,g0", "groups must be at least 1, got 0$"),
+        ("Cin4,Cout6,k2,in8,g4", "groups must divide the output's channels: got groups=4 and 6 channels$"),
+        ("Cin6,Cout4,k2,in8,g4", "groups must divide the input's channels: got groups=4 and 6 channels$"),
+        (
+            "Cin4,Cout4,k2,in8,s2,op2",
+            r"output_padding must be smaller than either stride or dilation in every dimension: "
+            r"got output_padding \(2, 2, 2\), stride \(2, 2, 2\), dilation \(1, 1, 1\)$",
+        ),
+        (
+            "Cin4,Cout4,k1,in1x1x4,p0x0x2",
+            r"output size must be at least 1 in every dimension, but its width would be 0: input \(1, 1, 4\), "
+            r"kernel \(1, 1, 1\), stride \(1, 1, 1\), padding \(0, 0, 2\), output_padding \(0, 0, 0\), "
+            r"dilation \(1, 1, 1\)$",
+        ),
     ],
 )
 def test_bad_specifications(text: str, message: str) -> None:
@@ -187,33 +206,25 @@ def pytorch_in_float64(layer: Layer, tensors: Tensors) -> tuple[Tensor, Tensor, 
 def test_the_reference_is_pytorchs_float64(layer: Layer) -> None:
     tensors = Tensors.draw(layer, "grad_input_weight", torch.float32, "ncdhw", CPU, seed=0)
     y, grad_input, grad_weight = pytorch_in_float64(layer, tensors)
-    samples, taps = range(layer.batch), range(layer.taps)
-    torch.testing.assert_close(
-        reference.forward(layer, tensors.input, tensors.weight, samples), y, rtol=0.0, atol=1e-12
-    )
-    torch.testing.assert_close(
-        reference.grad_input(layer, tensors.grad_output, tensors.weight, samples),
-        grad_input,
-        rtol=0.0,
-        atol=1e-12,
-    )
-    torch.testing.assert_close(
-        reference.grad_weight(layer, tensors.grad_output, tensors.input, taps),
-        grad_weight.flatten(2),
-        rtol=0.0,
-        atol=1e-12,
-    )
+    samples = range(layer.batch)
+    for result, whole_batch in (
+        (reference.forward(layer, tensors, samples), y),
+        (reference.grad_input(layer, tensors, samples), grad_input),
+        (reference.grad_weight(layer, tensors), grad_weight),
+    ):
+        torch.testing.assert_close(result, whole_batch, rtol=0.0, atol=1e-12)
 
 
 def test_a_part_of_the_reference() -> None:
     tensors = Tensors.draw(SMALL, "grad_input_weight", torch.float32, "ndhwc", CPU, seed=1)
     y, grad_input, grad_weight = pytorch_in_float64(SMALL, tensors)
-    torch.testing.assert_close(reference.forward(SMALL, tensors.input, tensors.weight, (1,)), y[1:])
-    torch.testing.assert_close(reference.grad_input(SMALL, tensors.grad_output, tensors.weight, (1,)), grad_input[1:])
-    torch.testing.assert_close(
-        reference.grad_weight(SMALL, tensors.grad_output, tensors.input, (4, 0)),
-        grad_weight.flatten(2)[:, :, [4, 0]],
-    )
+    for result, whole_batch in (
+        (reference.forward(SMALL, tensors, (1,)), y[1:]),
+        (reference.grad_input(SMALL, tensors, (1,)), grad_input[1:]),
+        (reference.grad_weight(SMALL, tensors), grad_weight),
+    ):
+        assert result.is_contiguous()
+        torch.testing.assert_close(result, whole_batch, rtol=0.0, atol=1e-12)
 
 
 @pytest.mark.parametrize("operator", ["forward", "grad_input_weight"])
@@ -222,22 +233,25 @@ def test_a_large_layer_is_checked_in_part(operator: Operator, monkeypatch: pytes
     layer = Layer("three samples", 3, 2, 2, (3, 1, 1), (2, 2, 2))
     tensors = Tensors.draw(layer, operator, torch.float64, "ncdhw", CPU, seed=0)
     expected = Expected.of(layer, operator, tensors)
-    assert expected.checked == ("samples 0, 2" if operator == "forward" else "samples 0, 2; taps 0, 1, 2")
-    y, grad_input, grad_weight = (
-        pytorch_in_float64(layer, tensors)
-        if operator != "forward"
-        else (
-            ALGORITHMS["native"].forward(layer, tensors.input, tensors.weight),
-            torch.empty(0),
-            torch.empty(0),
-        )
-    )
-    results = (y.clone(),) if operator == "forward" else (grad_input.clone(), grad_weight.clone())
+    results = ALGORITHMS["native"].run(layer, operator, tensors.grad_output, tensors.input, tensors.weight)
+    assert expected.samples == (0, 2)
+    assert expected.by_sample.shape == (2, *results[0].shape[1:])
     assert expected.error(results) < 1e-14
     results[0][1] = math.nan  # the sample that is left out
     assert expected.error(results) < 1e-14
+    if operator == "forward":
+        assert expected.checked == "samples 0, 2"
+    else:
+        assert expected.checked == "samples 0, 2 of grad_input; all of grad_weight"
+        results[1][1, 1, 1] += 1  # one tap that is neither the first nor the last
+        norm = float(torch.linalg.vector_norm(reference.grad_weight(layer, tensors)))
+        assert expected.error(results) == pytest.approx(1 / norm)
+        results[1][1, 1, 1] -= 1
+    last = float(torch.linalg.vector_norm(results[0][2])) / float(torch.linalg.vector_norm(expected.by_sample))
     results[0][2] *= 1.5
-    assert expected.error(results) > 0.1
+    assert expected.error(results) == pytest.approx(0.5 * last)
+    results[0][2] = math.nan
+    assert math.isnan(expected.error(results))
 
 
 @pytest.mark.parametrize(
@@ -286,7 +300,7 @@ def verdicts(
 @pytest.mark.parametrize("operator", ["forward", "grad_input_weight"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_native_and_gemm_are_right(operator: Operator, dtype: torch.dtype, layout: str) -> None:
-    settings = Settings(CPU, layout="ndhwc" if layout == "ndhwc" else "ncdhw", repeats=4)
+    settings = Settings(CPU, layout="ndhwc" if layout == "ndhwc" else "ncdhw", repeats=4, seconds=60.0)
     with comparison_mode(tf32=False):
         native, gemm = measure(SMALL, operator, dtype, [ALGORITHMS["native"], ALGORITHMS["gemm"]], settings, CEILINGS)
     for result in (native, gemm):
@@ -422,7 +436,11 @@ def test_the_comparison_leaves_pytorchs_settings_as_they_were() -> None:
 
     before = settings()
     with comparison_mode(tf32=not before[1]):
-        assert settings() == (True, not before[1], "highest" if before[1] else "high", False)
+        inside = (True, not before[1], "highest" if before[1] else "high", False)
+        assert settings() == inside
+        verdict = Expected.of(SMALL, "forward", Tensors.draw(SMALL, "forward", torch.float32, "ncdhw", CPU, seed=0))
+        assert verdict.checked == "everything"
+        assert settings() == inside  # the reference's own do not outlast it
     assert settings() == before
 
     def fail_inside() -> None:

@@ -139,7 +139,7 @@ def test_bench_of_a_preset_and_a_layer(
     [
         ([], "the following arguments are required: command"),
         (["bench", "--layer", "Cin4"], "no layer is called 'Cin4'"),
-        (["bench", "--layer", "Cin4,Cout4,k2,in8,s0"], "stride must be at least 1, got 0"),
+        (["bench", "--layer", "Cin4,Cout4,k2,in8,s0"], "stride must be at least 1, got (0, 0, 0)"),
         (["bench", "--dtype", "float32,int8"], "no dtype is called 'int8': there are float32, float64"),
         (["bench", "--algorithm", "fft"], "no algorithm is called 'fft': there are native, gemm, aten"),
         (["bench", "--device", "mps"], "must be cpu, cuda or cuda:N, got mps"),

@@ -9,6 +9,7 @@ __all__ = [
     "allows_tf32",
     "autocast_dtype",
     "cuda_stream",
+    "is_compiling",
     "is_plain_eager",
 ]
 
@@ -50,6 +51,12 @@ else:
     def cuda_stream(device: int) -> int:
         """The address of the device's current stream."""
         return int(torch.cuda.current_stream(device).cuda_stream)
+
+
+if hasattr(torch.compiler, "is_compiling"):  # PyTorch 2.3 and later
+    is_compiling = torch.compiler.is_compiling
+else:
+    is_compiling = torch._utils.is_compiling
 
 
 def is_plain_eager() -> bool:

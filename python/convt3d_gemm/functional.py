@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from convt3d_gemm import operators
-from convt3d_gemm.compatibility import autocast_dtype
+from convt3d_gemm.compatibility import autocast_dtype, is_compiling
 from convt3d_gemm.parameters import Parameters, SizeArgument
 from convt3d_gemm.selection import check_algorithm
 
@@ -58,7 +58,7 @@ def conv_transpose3d(
         NotImplementedError: an integer or complex dtype.
     """
     check_algorithm(algorithm)
-    make = Parameters.make if torch.compiler.is_compiling() else Parameters.cached
+    make = Parameters.make if is_compiling() else Parameters.cached
     parameters = make(stride, padding, output_padding, dilation, groups)
     _check_types(input, weight, bias)
     dtype = autocast_dtype(input.device.type)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from convt3d_gemm import native, selection
-from convt3d_gemm.compatibility import is_plain_eager
+from convt3d_gemm.compatibility import is_compiling, is_plain_eager
 from convt3d_gemm.gemm import memory_format_of
 from convt3d_gemm.parameters import Parameters
 
@@ -79,7 +79,7 @@ class Operator:
 
     def __call__(self, first: Any, second: Any, third: Any, parameters: Parameters, algorithm: str) -> Any:
         """Compute the operator."""
-        if torch.compiler.is_compiling() or not _is_plain(first, second, third):
+        if is_compiling() or not _is_plain(first, second, third):
             return self._dispatched(first, second, third, *parameters, algorithm)
         if torch.is_grad_enabled() and _needs_grad(first, second, third):
             return self._function.apply(first, second, third, parameters, algorithm)

@@ -15,7 +15,7 @@ from convt3d_gemm.bench.layers import Layer, Operator
 _ERROR_BOUNDS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 _TF32_BOUND = 1e-3
 
-# Above either, the float64 reference would cost more than the measurement, and only a part is compared.
+# Above either, float64 results of all samples would cost more than the measurement, and only a part is compared.
 _CHECKED_FLOPS = 20e9
 _CHECKED_BYTES = 512 << 20
 
@@ -29,19 +29,16 @@ def error_bound(dtype: torch.dtype, precision: str) -> float:
 class Expected:
     """The float64 results, or for a large layer a part of them.
 
-    The part is the first and the last sample; of grad_weight, which sums over all samples, it is the first,
-    the middle and the last tap.
+    The part is the first and the last sample; of grad_weight, which sums over all samples, it is everything.
 
     Attributes:
         samples: those that are in ``by_sample``.
-        taps: those that are in ``grad_weight``.
         by_sample: of the output or of grad_input, the chosen samples.
-        grad_weight: (Cin, Cout/groups, len(taps)), or None for the forward operator.
+        grad_weight: (Cin, Cout/groups, kd, kh, kw), or None for the forward operator.
         checked: in words, what part of the result is compared.
     """
 
     samples: tuple[int, ...]
-    taps: tuple[int, ...]
     by_sample: Tensor
     grad_weight: Tensor | None
     checked: str
@@ -51,31 +48,23 @@ class Expected:
         """Compute them on the device of the tensors."""
         largest = max(math.prod(layer.output_shape), math.prod(layer.input_shape))
         samples: tuple[int, ...] = tuple(range(layer.batch))
-        taps: tuple[int, ...] = tuple(range(layer.taps))
         checked = "everything"
         if layer.flops(operator) > _CHECKED_FLOPS or 8 * largest > _CHECKED_BYTES:
             samples = tuple(sorted({0, layer.batch - 1}))
-            taps = tuple(sorted({0, layer.taps // 2, layer.taps - 1}))
             checked = f"samples {', '.join(map(str, samples))}"
         if operator == "forward":
-            output = reference.forward(layer, tensors.input, tensors.weight, samples)
-            return cls(samples, taps, output, None, checked)
+            return cls(samples, reference.forward(layer, tensors, samples), None, checked)
         if checked != "everything":
-            checked += f"; taps {', '.join(map(str, taps))}"
-        return cls(
-            samples,
-            taps,
-            reference.grad_input(layer, tensors.grad_output, tensors.weight, samples),
-            reference.grad_weight(layer, tensors.grad_output, tensors.input, taps),
-            checked,
-        )
+            checked += " of grad_input; all of grad_weight"
+        by_sample = reference.grad_input(layer, tensors, samples)
+        return cls(samples, by_sample, reference.grad_weight(layer, tensors), checked)
 
     def error(self, results: tuple[Tensor, ...]) -> float:
         """The relative L2 error, for a pair of gradients the larger; not finite if a result is not."""
         by_sample = results[0][list(self.samples)]
         errors = [_relative_error(by_sample, self.by_sample)]
         if self.grad_weight is not None:
-            errors.append(_relative_error(results[1].flatten(2)[:, :, list(self.taps)], self.grad_weight))
+            errors.append(_relative_error(results[1], self.grad_weight))
         return math.nan if any(map(math.isnan, errors)) else max(errors)
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import re
 from dataclasses import dataclass
 from typing import Literal
 
+from convt3d_gemm import _C
+
 Triple = tuple[int, int, int]
 
 #: What is timed: the layer itself, or its two gradients together (a training step needs both).
 Operator = Literal["forward", "grad_input_weight"]
-
-_DIMENSIONS = ("depth", "height", "width")
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Layer:
     """One transposed 3-D convolution without bias; triples are in the order depth, height, width.
 
     Raises:
-        ValueError: if a size is out of range, groups do not divide the channels, output_padding is smaller
-            than neither stride nor dilation, or the output would be empty.
+        ValueError: if the batch is empty, or for parameters that the library refuses: a size out of range, groups
+            that do not divide the channels, an output_padding smaller than neither stride nor dilation, no output.
     """
 
     name: str
@@ -38,40 +39,38 @@ class Layer:
     groups: int = 1
 
     def __post_init__(self) -> None:
-        for field, least in _LEAST.items():
-            value = getattr(self, field)
-            if min(value if isinstance(value, tuple) else (value,)) < least:
-                raise ValueError(f"{field} must be at least {least}, got {_compact(value)}")
-        if self.in_channels % self.groups or self.out_channels % self.groups:
-            raise ValueError(
-                f"groups={self.groups} must divide in_channels={self.in_channels} and out_channels={self.out_channels}"
-            )
-        for axis, dimension in enumerate(_DIMENSIONS):
-            extra, stride, dilation = self.output_padding[axis], self.stride[axis], self.dilation[axis]
-            if extra >= max(stride, dilation):
-                raise ValueError(
-                    f"output_padding must be smaller than stride or dilation, got {extra} with "
-                    f"stride {stride} and dilation {dilation} (in {dimension})"
-                )
-            if self.output_size[axis] < 1:
-                raise ValueError(f"the output would have size {self.output_size[axis]} (in {dimension})")
+        if self.batch < 1:  # which the library computes, but there is nothing to measure
+            raise ValueError(f"batch must be at least 1, got {self.batch}")
+        _ = self.output_size  # refuses parameters that do not fit together
 
     @property
     def taps(self) -> int:
         """The number of kernel taps."""
         return math.prod(self.kernel_size)
 
-    @property
+    @functools.cached_property
     def output_size(self) -> Triple:
         """The output's depth, height and width."""
-        depth, height, width = (
-            (self.input_size[axis] - 1) * self.stride[axis]
-            - 2 * self.padding[axis]
-            + self.dilation[axis] * (self.kernel_size[axis] - 1)
-            + self.output_padding[axis]
-            + 1
-            for axis in range(3)
-        )
+        try:
+            problem = _C.Problem(
+                batch=self.batch,
+                in_channels=self.in_channels,
+                out_channels=self.out_channels,
+                groups=self.groups,
+                input=self.input_size,
+                kernel=self.kernel_size,
+                stride=self.stride,
+                padding=self.padding,
+                output_padding=self.output_padding,
+                dilation=self.dilation,
+                # A layer is measured in several of these; its geometry is the same in all.
+                layout=_C.Layout.ncdhw,
+                dtype=_C.DataType.float64,
+                precision=_C.Precision.ieee,
+            )
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
+        depth, height, width = problem.output
         return depth, height, width
 
     @property
@@ -104,20 +103,6 @@ class Layer:
         """The text from which :func:`parse_layer` makes this layer again, its name aside."""
         return ",".join(f"{key}{_compact(getattr(self, field))}" for key, field in _KEYS.items())
 
-
-#: The smallest value that each field may have.
-_LEAST = {
-    "batch": 1,
-    "in_channels": 1,
-    "out_channels": 1,
-    "kernel_size": 1,
-    "input_size": 1,
-    "stride": 1,
-    "padding": 0,
-    "output_padding": 0,
-    "dilation": 1,
-    "groups": 1,
-}
 
 #: The keys of a layer's specification. Those of `_NEEDED` have no default.
 _KEYS = {
