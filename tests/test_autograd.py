@@ -266,3 +266,20 @@ def test_training(algorithm: str, layout: torch.memory_format, device: torch.dev
         results = losses(ConvTranspose3d, algorithm=algorithm)
     assert expected[-1] < 0.98 * expected[0]
     torch.testing.assert_close(results, expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # make_dual's own
+@pytest.mark.parametrize("algorithm", ["gemm", "native"])
+def test_forward_mode_says_that_it_is_missing(algorithm: str, device: torch.device) -> None:
+    """Never a tangent that was dropped on the way."""
+    case = SMALL["strided"]
+    tensors = case.tensors(device, torch.float64, torch.contiguous_format, seed=5)
+
+    def output(input: Tensor) -> Tensor:
+        return conv_transpose3d(input, tensors.weight, tensors.bias, **case.parameters, algorithm=algorithm)
+
+    tangent = torch.ones_like(tensors.input)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises((RuntimeError, NotImplementedError)):
+        output(torch.autograd.forward_ad.make_dual(tensors.input, tangent))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.func.jvp(output, (tensors.input,), (tangent,))

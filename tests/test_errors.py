@@ -189,6 +189,8 @@ PYTORCH_COMPUTES = {"int64", "complex64", "weight's device", "bias's device", "i
 @pytest.mark.parametrize("name", [name for name in BAD_CALLS if "2^61" not in name and "2^63" not in name])
 def test_exceptions_are_of_pytorch_type(name: str, device: torch.device) -> None:
     """Where PyTorch raises."""
+    if torch.__version__ < "2.9" and name.endswith("past 64 bits"):
+        pytest.skip("PyTorch before 2.9 raises RuntimeError, later ones ValueError")
     arguments = BAD_CALLS[name].arguments(device)
     with pytest.raises(Exception) as ours:  # noqa: PT011  (the next line says which)
         conv_transpose3d(**arguments, algorithm="native")

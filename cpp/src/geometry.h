@@ -125,19 +125,26 @@ struct Axis {
   // The most taps that meet any one output position.
   CONVT3D_HOST_DEVICE Index most_taps() const { return (kernel + tap_step - 1) / tap_step; }
 
-  // The taps that meet output position `position`, none of them tried and discarded. With position + padding =
-  // stride * quotient + residue, the first tap and its input's distance from the quotient depend on the residue alone.
+  // The first of the taps that can meet output position `position`, which depends on (position + padding) % stride
+  // alone; `kernel` or more where there is none.
+  CONVT3D_HOST_DEVICE Index first_tap(Index position) const {
+    const Index shifted = position + padding;
+    const Index residue = shifted - by_stride.quotient(shifted) * stride;
+    const Index reduced = by_common.quotient(residue);
+    if (reduced * by_common.value != residue) return kernel;
+    const Index product = reduced * inverse;
+    return product - by_tap_step.quotient(product) * tap_step;
+  }
+
+  // The taps that meet output position `position`, none of them tried and discarded.
   CONVT3D_HOST_DEVICE TapWalk<Index> taps_at(Index position) const {
     TapWalk<Index> walk;
-    const Index shifted = position + padding;
-    const Index quotient = by_stride.quotient(shifted);
-    const Index residue = shifted - quotient * stride;
-    const Index reduced = by_common.quotient(residue);
-    if (reduced * by_common.value != residue) return walk;
-    const Index product = reduced * inverse;
-    Index tap = product - by_tap_step.quotient(product) * tap_step;
+    Index tap = first_tap(position);
     if (tap >= kernel) return walk;
-    // residue - tap * dilation is a multiple of the stride, and not positive unless it is zero.
+    // With position + padding = stride * quotient + residue, the difference below is a multiple of the stride, and not
+    // negative.
+    const Index quotient = by_stride.quotient(position + padding);
+    const Index residue = position + padding - quotient * stride;
     Index index = quotient - by_stride.quotient(tap * dilation - residue);
     if (index >= input) {
       const Index skipped = by_index_step.quotient(index - input + index_step);

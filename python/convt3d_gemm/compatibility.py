@@ -9,6 +9,7 @@ __all__ = [
     "allows_tf32",
     "autocast_dtype",
     "cuda_stream",
+    "in_forward_mode",
     "is_compiling",
     "is_plain_eager",
 ]
@@ -53,10 +54,13 @@ else:
         return int(torch.cuda.current_stream(device).cuda_stream)
 
 
-if hasattr(torch.compiler, "is_compiling"):  # PyTorch 2.3 and later
-    is_compiling = torch.compiler.is_compiling
-else:
-    is_compiling = torch._utils.is_compiling
+# PyTorch's own function, because torch.compile knows it by identity; torch.compiler has it from 2.3 on.
+is_compiling = torch.compiler.is_compiling if hasattr(torch.compiler, "is_compiling") else torch._utils.is_compiling
+
+
+def in_forward_mode() -> bool:
+    """Whether a level of forward-mode differentiation is open."""
+    return torch.autograd.forward_ad._current_level >= 0
 
 
 def is_plain_eager() -> bool:
@@ -69,7 +73,7 @@ def is_plain_eager() -> bool:
             torch._C._len_torch_dispatch_stack() == 0
             and torch._C._functorch.peek_interpreter_stack() is None
             and torch._C._get_tracing_state() is None
-            and torch.autograd.forward_ad._current_level < 0
+            and not in_forward_mode()
             and torch._C._len_torch_function_stack() == 0
         )
     except AttributeError:

@@ -41,6 +41,7 @@ struct Plan {
   int64_t output_planes = 1;  // output depth planes made at once (forward only)
   int64_t voxels = 1;         // input voxels per sample whose columns are held at once
   int64_t splits = 1;         // equal parts of `voxels` that grad_weight reduces side by side
+  int64_t reduction = 0;      // the longest sum that grad_weight leaves to one product
   int64_t partials = 0;       // partial sums of grad_weight or grad_bias, held in the accumulation type
 
   int64_t column_bytes = 0;

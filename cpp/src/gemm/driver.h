@@ -231,16 +231,19 @@ class Driver {
     const BatchLevel groups{block.groups(), group_inputs(), strides.group, group_weights()};
     // What one step along the reduction, a voxel, moves in either operand.
     const int64_t step_a = channels_first ? 1 : gemm.lda, step_b = channels_first ? 1 : gemm.ldb;
-    // Adds operand[begin...] @ columns[begin...]^T, in `parts` parts of `length` voxels, to as many partial sums.
+    // Adds operand[begin...] @ columns[begin...]^T, in `parts` parts of `length` voxels, to as many partial sums, and
+    // no more than `plan.reduction` voxels of a part at a time.
     const auto reduce = [&](int64_t sample, int64_t samples, int64_t begin, int64_t parts, int64_t length,
                             bool accumulate) {
-      gemm.k = length;
-      gemm.accumulate = accumulate;
       const BatchLevel shares =
           samples > 1 ? BatchLevel{samples, input_strides_.sample, strides.sample, problem_.weight_elements()}
                       : BatchLevel{parts, length * step_a, length * step_b, problem_.weight_elements()};
-      run_batches(backend_, gemm, shares, groups, operand + sample * input_strides_.sample + begin * step_a,
-                  columns + sample * strides.sample + begin * step_b, sums);
+      for (int64_t done = 0; done < length; done += plan_.reduction) {
+        gemm.k = std::min(plan_.reduction, length - done);
+        gemm.accumulate = accumulate || done > 0;
+        run_batches(backend_, gemm, shares, groups, operand + sample * input_strides_.sample + (begin + done) * step_a,
+                    columns + sample * strides.sample + (begin + done) * step_b, sums);
+      }
     };
 
     if (channels_first && plan_.splits == 1) {

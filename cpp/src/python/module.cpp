@@ -82,6 +82,7 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("voxels", &Plan::voxels)
       .def_readonly("splits", &Plan::splits)
       .def_readonly("partials", &Plan::partials)
+      .def_readonly("reduction", &Plan::reduction)
       .def(
           "forward",
           [](const Plan& plan, uintptr_t input, uintptr_t weight, uintptr_t bias, uintptr_t output, uintptr_t workspace,

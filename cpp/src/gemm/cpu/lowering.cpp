@@ -1,5 +1,6 @@
 // col2vol, vol2col and the sums beside them, as loops over whole rows that one thread keeps in its cache.
 #include <algorithm>
+#include <vector>
 
 #include "gemm/cpu/backend.h"
 #include "parallel.h"
@@ -9,31 +10,59 @@ namespace {
 
 using Indices = Geometry<int64_t>;
 
-// Sums one row of output voxels of one channel. `taps` holds the channel's columns, [tap][voxel of the block].
+// What is the same for every row of outputs. With output = residue + stride * m, a width tap adds the columns of inputs
+// m - shift for the m in a range; a residue's taps follow each other every tap_step from its first.
+struct RowTaps {
+  std::vector<int64_t> first;  // by residue
+  std::vector<int64_t> shift;  // by tap, like `range`
+  std::vector<Range<int64_t>> range;
+
+  explicit RowTaps(const Axis<int64_t>& width) : shift(width.kernel), range(width.kernel) {
+    for (int64_t residue = 0; residue < std::min(width.stride, width.output); ++residue) {
+      first.push_back(width.first_tap(residue));
+      for (int64_t tap = first.back(); tap < width.kernel; tap += width.tap_step) {
+        const Range<int64_t> inputs = width.inputs_of(tap);
+        shift[tap] = (width.output_at(0, tap) - residue) / width.stride;
+        range[tap] = {inputs.begin + shift[tap], inputs.end + shift[tap]};
+      }
+    }
+  }
+};
+
+// Sums one row of output voxels of one channel. `taps` holds the channel's columns, [tap][voxel of the block]. The
+// outputs of one residue of the stride add up runs of neighbouring columns, so the sums are vectors, and each is stored
+// once.
 template <class T>
-void sum_row(const Indices& geometry, const ColumnBlock& block, const TapWalk<int64_t>& depth,
+void sum_row(const Indices& geometry, const ColumnBlock& block, const RowTaps& row_taps, const TapWalk<int64_t>& depth,
              const TapWalk<int64_t>& height, const T* taps, T bias, T* row) {
+  constexpr int64_t kRun = 256;
+  T sums[kRun];
   const Axis<int64_t>& width = geometry.width;
-  std::fill(row, row + width.output, bias);
-  for (int64_t a = 0; a < depth.count; ++a) {
-    const int64_t tap_d = depth.tap + a * geometry.depth.tap_step;
-    const int64_t plane = depth.index - a * geometry.depth.index_step;
-    for (int64_t b = 0; b < height.count; ++b) {
-      const int64_t tap_h = height.tap + b * geometry.height.tap_step;
-      const int64_t line = height.index - b * geometry.height.index_step;
-      const int64_t voxel = (plane * geometry.height.input + line) * width.input - block.voxel_begin;
-      for (int64_t tap_w = 0; tap_w < width.kernel; ++tap_w) {
-        const int64_t tap = (tap_d * geometry.height.kernel + tap_h) * width.kernel + tap_w;
-        const Range<int64_t> inputs = width.inputs_of(tap_w);
-        const int64_t count = inputs.end - inputs.begin;
-        const T* source = taps + tap * block.voxels + voxel + inputs.begin;
-        T* target = row + width.output_at(inputs.begin, tap_w);
-        if (width.stride == 1) {
-          for (int64_t i = 0; i < count; ++i) target[i] += source[i];
-        } else {
-          for (int64_t i = 0; i < count; ++i) target[i * width.stride] += source[i];
+  const int64_t residues = static_cast<int64_t>(row_taps.first.size());
+  for (int64_t residue = 0; residue < residues; ++residue) {
+    const int64_t outputs = (width.output - residue + width.stride - 1) / width.stride;
+    for (int64_t begin = 0; begin < outputs; begin += kRun) {
+      const int64_t end = std::min(begin + kRun, outputs);
+      std::fill(sums, sums + (end - begin), bias);
+      for (int64_t a = 0; a < depth.count; ++a) {
+        const int64_t tap_d = depth.tap + a * geometry.depth.tap_step;
+        const int64_t plane = depth.index - a * geometry.depth.index_step;
+        for (int64_t b = 0; b < height.count; ++b) {
+          const int64_t tap_h = height.tap + b * geometry.height.tap_step;
+          const int64_t line = height.index - b * geometry.height.index_step;
+          const int64_t voxel = (plane * geometry.height.input + line) * width.input - block.voxel_begin;
+          for (int64_t tap_w = row_taps.first[residue]; tap_w < width.kernel; tap_w += width.tap_step) {
+            const int64_t tap = (tap_d * geometry.height.kernel + tap_h) * width.kernel + tap_w;
+            const T* source = taps + tap * block.voxels + voxel - row_taps.shift[tap_w];
+            const int64_t stop = std::min(row_taps.range[tap_w].end, end);
+            for (int64_t m = std::max(row_taps.range[tap_w].begin, begin); m < stop; ++m) {
+              sums[m - begin] += source[m];
+            }
+          }
         }
       }
+      T* target = row + residue + begin * width.stride;
+      for (int64_t m = 0; m < end - begin; ++m) target[m * width.stride] = sums[m];
     }
   }
 }
@@ -132,6 +161,7 @@ void CpuBackend::col2vol(const Problem& problem, const ColumnBlock& block, Range
   const Indices geometry(problem);
   const VolumeStrides volume(problem.layout, problem.out_channels, problem.output_voxels());
   const ColumnStrides strides = ColumnStrides::of(block);
+  const RowTaps row_taps(geometry.width);
   const int64_t plane_count = planes.end - planes.begin, lines = geometry.height.output;
   const bool channels_first = problem.layout == Layout::ncdhw;
   const int64_t volumes = channels_first ? block.samples * block.channels : block.samples;
@@ -146,8 +176,8 @@ void CpuBackend::col2vol(const Problem& problem, const ColumnBlock& block, Range
       T* row = output + volume.offset(block.sample_begin + sample, block.channel_begin + channel, voxel);
       if (channels_first) {
         const T* taps = columns + (sample * block.channels + channel) * block.taps * block.voxels;
-        sum_row(geometry, block, depth, height, taps, bias == nullptr ? T{0} : bias[block.channel_begin + channel],
-                row);
+        sum_row(geometry, block, row_taps, depth, height, taps,
+                bias == nullptr ? T{0} : bias[block.channel_begin + channel], row);
         continue;
       }
       for (int64_t out_w = 0; out_w < geometry.width.output; ++out_w) {
