@@ -6,6 +6,7 @@ python benchmarks/cpu_path.py [--layers kb77,nnunet_mid] [--layout ndhwc]
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from collections.abc import Callable
 import torch
 
 import convt3d_gemm
-from convt3d_gemm.bench.layers import LAYERS, Layer
+from convt3d_gemm.bench.competitors import ALGORITHMS
+from convt3d_gemm.bench.layers import LAYERS, Layer, Operator
 
 DEFAULT = "nnunet_deep,nnunet_mid,unet3d_k3s2,swin_top,kb72,kb77,quick_k4s2,quick_k3s1,quick_grouped,quick_depthwise"
 
@@ -45,46 +47,20 @@ def compare(layer: Layer, layout: torch.memory_format) -> tuple[dict[str, float]
     """Milliseconds of forward, and of both gradients together, on at most two samples."""
     input = torch.randn(min(layer.batch, 2), *layer.input_shape[1:]).contiguous(memory_format=layout)
     weight = torch.randn(layer.weight_shape)
-    geometry = (layer.stride, layer.padding, layer.output_padding)
-    ours = (*geometry, layer.dilation, layer.groups, "gemm")
-
-    def native() -> torch.Tensor:
-        return torch.nn.functional.conv_transpose3d(input, weight, None, *geometry, layer.groups, layer.dilation)
-
-    grad_output = torch.randn_like(native())
-
-    def native_gradients() -> object:
-        return torch.ops.aten.convolution_backward(
-            grad_output,
-            input,
-            weight,
-            None,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            True,
-            layer.output_padding,
-            layer.groups,
-            [True, True, False],
-        )
-
-    with torch.no_grad():
-        forward = medians(
+    native, gemm = ALGORITHMS["native"], ALGORITHMS["gemm"]
+    grad_output = torch.randn_like(native.forward(layer, input, weight))
+    functions: list[dict[str, Callable[[], object]]] = []
+    operators: tuple[Operator, ...] = ("forward", "grad_input_weight")
+    for operator in operators:
+        theirs = functools.partial(native.run, layer, operator, grad_output, input, weight)
+        functions.append(
             {
-                "gemm": lambda: torch.ops.convt3d_gemm.forward(input, weight, None, *ours),
-                "onednn": native,
-                "aten": without_onednn(native),
+                "gemm": functools.partial(gemm.run, layer, operator, grad_output, input, weight),
+                "onednn": theirs,
+                "aten": without_onednn(theirs),
             }
         )
-        gradients = medians(
-            {
-                "gemm": lambda: torch.ops.convt3d_gemm.grad_input_weight(grad_output, input, weight, *ours),
-                "onednn": native_gradients,
-                "aten": without_onednn(native_gradients),
-            },
-            repeats=5,
-        )
-    return forward, gradients
+    return medians(functions[0]), medians(functions[1], repeats=5)
 
 
 def main() -> None:

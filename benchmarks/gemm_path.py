@@ -9,6 +9,7 @@ Forward is TF32, NCDHW, without bias, on the published layers; times are medians
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import statistics
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 
 import convt3d_gemm
+from convt3d_gemm.bench.competitors import ALGORITHMS
 from convt3d_gemm.bench.layers import LAYERS, PRESETS, Layer
 
 FORWARD_BOUND = ("kb58", "kb61", "kb70", "kb73", "kb77", "nnunet_mid", "nnunet_top", "gan_k4s2")
@@ -72,16 +74,6 @@ def copy_rate() -> float:
     return 2 * source.numel() * 4 / (milliseconds * 1e-3)
 
 
-def parameters_of(layer: Layer) -> dict[str, Any]:
-    return {
-        "stride": layer.stride,
-        "padding": layer.padding,
-        "output_padding": layer.output_padding,
-        "groups": layer.groups,
-        "dilation": layer.dilation,
-    }
-
-
 def column_products(layer: Layer, input: torch.Tensor, weight: torch.Tensor) -> Callable[[], object] | None:
     """`torch.bmm` that makes the layer's columns, or None where they don't fit or there are groups."""
     rows = weight[0].numel()
@@ -96,25 +88,13 @@ def column_products(layer: Layer, input: torch.Tensor, weight: torch.Tensor) -> 
 def forward(layer: Layer, rate: float) -> dict[str, Any]:
     input = torch.randn(layer.input_shape, device="cuda")
     weight = torch.randn(layer.weight_shape, device="cuda")
-    parameters = parameters_of(layer)
+    names = {"gemm": "gemm", "cudnn": "native", **({"aten": "aten"} if layer.groups == 1 else {})}
     functions: dict[str, Callable[[], object]] = {
-        "gemm": lambda: convt3d_gemm.conv_transpose3d(input, weight, **parameters, algorithm="gemm"),
-        "cudnn": lambda: torch.nn.functional.conv_transpose3d(input, weight, **parameters),
+        label: functools.partial(ALGORITHMS[name].forward, layer, input, weight) for label, name in names.items()
     }
     products = column_products(layer, input, weight)
     if products is not None:
         functions["bmm"] = products
-    if layer.groups == 1:
-        functions["aten"] = lambda: torch.ops.aten.slow_conv_transpose3d(
-            input,
-            weight,
-            layer.kernel_size,
-            None,
-            layer.stride,
-            layer.padding,
-            layer.output_padding,
-            layer.dilation,
-        )
     row: dict[str, Any] = {"layer": layer.name, **medians(functions)}
     column_bytes = layer.batch * layer.out_channels * layer.taps * math.prod(layer.input_size) * 4
     output_bytes = math.prod(layer.output_shape) * 4
@@ -131,28 +111,11 @@ def gradients(layer: Layer) -> dict[str, Any]:
     input = torch.randn(layer.input_shape, device="cuda")
     weight = torch.randn(layer.weight_shape, device="cuda")
     grad_output = torch.randn(layer.output_shape, device="cuda")
-    parameters = (layer.stride, layer.padding, layer.output_padding, layer.dilation, layer.groups, "gemm")
-    row: dict[str, Any] = {
-        "layer": layer.name,
-        **medians(
-            {
-                "gemm": lambda: torch.ops.convt3d_gemm.grad_input_weight(grad_output, input, weight, *parameters),
-                "cudnn": lambda: torch.ops.aten.convolution_backward(
-                    grad_output,
-                    input,
-                    weight,
-                    None,
-                    layer.stride,
-                    layer.padding,
-                    layer.dilation,
-                    True,
-                    layer.output_padding,
-                    layer.groups,
-                    [True, True, False],
-                ),
-            }
-        ),
+    functions: dict[str, Callable[[], object]] = {
+        label: functools.partial(ALGORITHMS[name].grad_input_weight, layer, grad_output, input, weight)
+        for label, name in (("gemm", "gemm"), ("cudnn", "native"))
     }
+    row: dict[str, Any] = {"layer": layer.name, **medians(functions)}
     row["cudnn_over_gemm"] = row["cudnn"] / row["gemm"]
     return row
 
@@ -194,7 +157,7 @@ def memory(layer: Layer) -> dict[str, Any]:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    output = convt3d_gemm.conv_transpose3d(input, weight, **parameters_of(layer), algorithm="gemm")
+    output = ALGORITHMS["gemm"].forward(layer, input, weight)
     torch.cuda.synchronize()
     extra = torch.cuda.max_memory_allocated() - before - output.numel() * 4
     return {"layer": layer.name, "extra_bytes": extra, "limit": convt3d_gemm.get_workspace_limit()}

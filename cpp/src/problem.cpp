@@ -30,10 +30,9 @@ void check_product(std::initializer_list<int64_t> factors, const char* what, con
   int64_t product = 1;
   for (const int64_t factor : factors) {
     if (__builtin_mul_overflow(product, factor, &product)) {
-      reject(what, " does not fit in 64 bits: got batch ", problem.batch, ", ", problem.in_channels,
-             " channels in and ", problem.out_channels, " out, input ", text(problem.input), ", kernel ",
-             text(problem.kernel), ", stride ", text(problem.stride), ", padding ", text(problem.padding),
-             ", dilation ", text(problem.dilation));
+      reject(what, " overflows 64 bits: got batch ", problem.batch, ", ", problem.in_channels, " channels in and ",
+             problem.out_channels, " out, input ", text(problem.input), ", kernel ", text(problem.kernel), ", stride ",
+             text(problem.stride), ", padding ", text(problem.padding), ", dilation ", text(problem.dilation));
     }
   }
 }
@@ -115,7 +114,7 @@ void Problem::validate() const {
   check_product({in_channels, out_channels / groups, kernel[0], kernel[1], kernel[2], 8}, "weight's size in bytes",
                 *this);
   check_product({out_channels, kernel[0], kernel[1], kernel[2], input[0], input[1], input[2], 8},
-                "the column matrix of one sample", *this);
+                "one sample's column matrix", *this);
 }
 
 Extent Problem::output() const {
