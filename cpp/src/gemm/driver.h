@@ -32,7 +32,6 @@ class Driver {
         plan_(plan),
         problem_(plan.problem),
         input_strides_(problem_.layout, problem_.in_channels, problem_.input_voxels()),
-        output_strides_(problem_.layout, problem_.out_channels, problem_.output_voxels()),
         workspace_(static_cast<char*>(workspace)),
         layout_(plan) {}
 
@@ -271,7 +270,7 @@ class Driver {
   const Backend& backend_;
   const Plan& plan_;
   const Problem& problem_;
-  VolumeStrides input_strides_, output_strides_;
+  VolumeStrides input_strides_;
   char* workspace_;
   WorkspaceLayout layout_;
 };

@@ -51,26 +51,14 @@ class Algorithm:
 
 
 def _native_forward(layer: Layer, input: Tensor, weight: Tensor) -> Tensor:
-    return functional.conv_transpose3d(
-        input, weight, None, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
-    )
+    return functional.conv_transpose3d(input, weight, None, *layer.functional_parameters)
 
 
 def _native_grad_input_weight(
     layer: Layer, grad_output: Tensor, input: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
     grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad_output,
-        input,
-        weight,
-        None,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        True,  # transposed
-        layer.output_padding,
-        layer.groups,
-        (True, True, False),
+        grad_output, input, weight, None, *layer.backward_parameters, (True, True, False)
     )
     return grad_input, grad_weight
 
@@ -79,17 +67,7 @@ def _of_this_package(name: str, workspace: Workspace | None = None) -> Algorithm
     """An algorithm that this package has under ``name``."""
 
     def forward(layer: Layer, input: Tensor, weight: Tensor) -> Tensor:
-        return conv_transpose3d(
-            input,
-            weight,
-            None,
-            layer.stride,
-            layer.padding,
-            layer.output_padding,
-            layer.groups,
-            layer.dilation,
-            algorithm=name,
-        )
+        return conv_transpose3d(input, weight, None, *layer.functional_parameters, algorithm=name)
 
     def grad_input_weight(layer: Layer, grad_output: Tensor, input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         grad_input, grad_weight = torch.ops.convt3d_gemm.grad_input_weight(
@@ -109,17 +87,7 @@ def _of_this_package(name: str, workspace: Workspace | None = None) -> Algorithm
 
 
 def _gemm_workspace(layer: Layer, operator: Operator, input: Tensor, weight: Tensor) -> int:
-    return workspace_bytes(
-        input,
-        weight,
-        None,
-        layer.stride,
-        layer.padding,
-        layer.output_padding,
-        layer.groups,
-        layer.dilation,
-        operator=operator,
-    )
+    return workspace_bytes(input, weight, None, *layer.functional_parameters, operator=operator)
 
 
 def _aten_forward(layer: Layer, input: Tensor, weight: Tensor) -> Tensor:

@@ -74,6 +74,16 @@ class Layer:
         return depth, height, width
 
     @property
+    def functional_parameters(self) -> tuple[Triple, Triple, Triple, int, Triple]:
+        """What torch.nn.functional.conv_transpose3d takes after the bias, in its order."""
+        return self.stride, self.padding, self.output_padding, self.groups, self.dilation
+
+    @property
+    def backward_parameters(self) -> tuple[Triple, Triple, Triple, bool, Triple, int]:
+        """What torch.ops.aten.convolution_backward takes after the bias's sizes, in its order; True for transposed."""
+        return self.stride, self.padding, self.dilation, True, self.output_padding, self.groups
+
+    @property
     def input_shape(self) -> tuple[int, int, int, int, int]:
         """(N, Cin, D, H, W)."""
         return (self.batch, self.in_channels, *self.input_size)

@@ -19,10 +19,10 @@ from convt3d_gemm.bench.layers import Layer
 def forward(layer: Layer, tensors: Tensors, samples: Sequence[int]) -> Tensor:
     """The output of the chosen samples, float64 of shape (len(samples), Cout, OD, OH, OW)."""
     weight = _float64(tensors.weight)
-    parameters = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
         inputs = (_float64(tensors.input[sample, None]) for sample in samples)
-        return torch.cat([functional.conv_transpose3d(input, weight, None, *parameters) for input in inputs])
+        outputs = [functional.conv_transpose3d(input, weight, None, *layer.functional_parameters) for input in inputs]
+        return torch.cat(outputs)
 
 
 def grad_input(layer: Layer, tensors: Tensors, samples: Sequence[int]) -> Tensor:
@@ -41,10 +41,9 @@ def grad_weight(layer: Layer, tensors: Tensors) -> Tensor:
 def _gradients(layer: Layer, tensors: Tensors, sample: int, wanted: tuple[bool, bool, bool]) -> tuple[Tensor, Tensor]:
     """What one sample gives of the gradients of input and weight; undefined where not ``wanted``."""
     operands = (_float64(tensor[sample, None]) for tensor in (tensors.grad_output, tensors.input))
-    parameters = (layer.stride, layer.padding, layer.dilation, True, layer.output_padding, layer.groups)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
         of_input, of_weight, _ = torch.ops.aten.convolution_backward(
-            *operands, _float64(tensors.weight), None, *parameters, wanted
+            *operands, _float64(tensors.weight), None, *layer.backward_parameters, wanted
         )
     return of_input, of_weight
 

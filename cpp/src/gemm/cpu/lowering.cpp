@@ -10,6 +10,23 @@ namespace {
 
 using Indices = Geometry<int64_t>;
 
+// Calls visit(tap, voxel) for every input line that meets a row of outputs: the line's first voxel within the block,
+// and the first of the width taps that it is met by.
+template <class Visit>
+void visit_lines(const Indices& geometry, const ColumnBlock& block, const TapWalk<int64_t>& depth,
+                 const TapWalk<int64_t>& height, const Visit& visit) {
+  for (int64_t a = 0; a < depth.count; ++a) {
+    const int64_t tap_d = depth.tap + a * geometry.depth.tap_step;
+    const int64_t plane = depth.index - a * geometry.depth.index_step;
+    for (int64_t b = 0; b < height.count; ++b) {
+      const int64_t tap_h = height.tap + b * geometry.height.tap_step;
+      const int64_t line = height.index - b * geometry.height.index_step;
+      visit((tap_d * geometry.height.kernel + tap_h) * geometry.width.kernel,
+            (plane * geometry.height.input + line) * geometry.width.input - block.voxel_begin);
+    }
+  }
+}
+
 // What is the same for every row of outputs. With output = residue + stride * m, a width tap adds the columns of inputs
 // m - shift for the m in a range; a residue's taps follow each other every tap_step from its first.
 struct RowTaps {
@@ -44,23 +61,13 @@ void sum_row(const Indices& geometry, const ColumnBlock& block, const RowTaps& r
     for (int64_t begin = 0; begin < outputs; begin += kRun) {
       const int64_t end = std::min(begin + kRun, outputs);
       std::fill(sums, sums + (end - begin), bias);
-      for (int64_t a = 0; a < depth.count; ++a) {
-        const int64_t tap_d = depth.tap + a * geometry.depth.tap_step;
-        const int64_t plane = depth.index - a * geometry.depth.index_step;
-        for (int64_t b = 0; b < height.count; ++b) {
-          const int64_t tap_h = height.tap + b * geometry.height.tap_step;
-          const int64_t line = height.index - b * geometry.height.index_step;
-          const int64_t voxel = (plane * geometry.height.input + line) * width.input - block.voxel_begin;
-          for (int64_t tap_w = row_taps.first[residue]; tap_w < width.kernel; tap_w += width.tap_step) {
-            const int64_t tap = (tap_d * geometry.height.kernel + tap_h) * width.kernel + tap_w;
-            const T* source = taps + tap * block.voxels + voxel - row_taps.shift[tap_w];
-            const int64_t stop = std::min(row_taps.range[tap_w].end, end);
-            for (int64_t m = std::max(row_taps.range[tap_w].begin, begin); m < stop; ++m) {
-              sums[m - begin] += source[m];
-            }
-          }
+      visit_lines(geometry, block, depth, height, [&](int64_t tap, int64_t voxel) {
+        for (int64_t tap_w = row_taps.first[residue]; tap_w < width.kernel; tap_w += width.tap_step) {
+          const T* source = taps + (tap + tap_w) * block.voxels + voxel - row_taps.shift[tap_w];
+          const int64_t stop = std::min(row_taps.range[tap_w].end, end);
+          for (int64_t m = std::max(row_taps.range[tap_w].begin, begin); m < stop; ++m) sums[m - begin] += source[m];
         }
-      }
+      });
       T* target = row + residue + begin * width.stride;
       for (int64_t m = 0; m < end - begin; ++m) target[m * width.stride] = sums[m];
     }
@@ -78,25 +85,17 @@ void sum_voxel(const Indices& geometry, const ColumnBlock& block, const TapWalk<
   } else {
     std::copy(bias, bias + block.channels, target);
   }
-  for (int64_t a = 0; a < depth.count; ++a) {
-    const int64_t tap_d = depth.tap + a * geometry.depth.tap_step;
-    const int64_t plane = depth.index - a * geometry.depth.index_step;
-    for (int64_t b = 0; b < height.count; ++b) {
-      const int64_t tap_h = height.tap + b * geometry.height.tap_step;
-      const int64_t line = height.index - b * geometry.height.index_step;
-      for (int64_t c = 0; c < width.count; ++c) {
-        const int64_t tap_w = width.tap + c * geometry.width.tap_step;
-        const int64_t index = width.index - c * geometry.width.index_step;
-        const int64_t voxel = (plane * geometry.height.input + line) * geometry.width.input + index - block.voxel_begin;
-        const int64_t tap = (tap_d * geometry.height.kernel + tap_h) * geometry.width.kernel + tap_w;
-        const T* source = columns + voxel * strides.row + tap * block.group_channels;
-        for (int64_t group = 0; group < block.groups(); ++group) {
-          T* channels = target + group * block.group_channels;
-          for (int64_t i = 0; i < block.group_channels; ++i) channels[i] += source[group * strides.group + i];
-        }
+  visit_lines(geometry, block, depth, height, [&](int64_t tap, int64_t voxel) {
+    for (int64_t c = 0; c < width.count; ++c) {
+      const int64_t tap_w = width.tap + c * geometry.width.tap_step;
+      const int64_t index = width.index - c * geometry.width.index_step;
+      const T* source = columns + (voxel + index) * strides.row + (tap + tap_w) * block.group_channels;
+      for (int64_t group = 0; group < block.groups(); ++group) {
+        T* channels = target + group * block.group_channels;
+        for (int64_t i = 0; i < block.group_channels; ++i) channels[i] += source[group * strides.group + i];
       }
     }
-  }
+  });
 }
 
 // Copies what one tap reads of one channel for the block's voxels; zero where it reads outside the volume.
