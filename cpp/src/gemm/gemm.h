@@ -21,11 +21,22 @@ struct BatchLevel {
   int64_t stride_a = 0, stride_b = 0, stride_c = 0;
 };
 
-// Runs `gemm` over both levels: the longer one as a strided batch, the shorter one as a loop. A level whose members
-// share one C adds up in it: such a level must be the loop, and `gemm.accumulate` then speaks of the first member only.
+// Whether the members of `outer` follow on from those of `inner`, so that the two levels are one.
+inline bool nests(const BatchLevel& outer, const BatchLevel& inner) {
+  return inner.stride_c != 0 && outer.stride_a == inner.count * inner.stride_a &&
+         outer.stride_b == inner.count * inner.stride_b && outer.stride_c == inner.count * inner.stride_c;
+}
+
+// Runs `gemm` over both levels: as one strided batch where they nest, else the longer one as a strided batch and the
+// shorter one as a loop. A level whose members share one C adds up in it: such a level must be the loop, and
+// `gemm.accumulate` then speaks of the first member only.
 template <class Backend, class Operand, class Result>
 void run_batches(const Backend& backend, Gemm gemm, BatchLevel first, BatchLevel second, const Operand* a,
                  const Operand* b, Result* c) {
+  if (nests(first, second)) {
+    second.count *= first.count;
+    first = BatchLevel{};
+  }
   const bool first_sums = first.count > 1 && first.stride_c == 0;
   const bool second_sums = second.count > 1 && second.stride_c == 0;
   const bool batch_first = !first_sums && (second_sums || first.count >= second.count);
