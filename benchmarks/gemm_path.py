@@ -23,6 +23,7 @@ import torch
 import convt3d_gemm
 from convt3d_gemm.bench.competitors import ALGORITHMS
 from convt3d_gemm.bench.layers import LAYERS, PRESETS, Layer
+from convt3d_gemm.bench.targets import Targets, geometric_mean
 
 FORWARD_BOUND = ("kb58", "kb61", "kb70", "kb73", "kb77", "nnunet_mid", "nnunet_top", "gan_k4s2")
 FORWARD_OVER_CUDNN = {
@@ -182,12 +183,8 @@ def main() -> int:
     torch.backends.cuda.matmul.allow_tf32 = True
     results: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     layers = [LAYERS[name] for name in arguments.layers.split(",")]
-    misses: list[str] = []
-
-    def require(label: str, value: float, least: float) -> None:
-        if not value >= least:
-            misses.append(f"{label}: {value:.3f}, needed {least}")
-
+    targets = Targets()
+    require = targets.require
     parts = arguments.only.split(",")
     if "forward" in parts:
         results["copy_rate"] = rate = copy_rate()
@@ -197,8 +194,7 @@ def main() -> int:
             rows.append(forward(layer, rate))
             show(rows[-1])
             torch.cuda.empty_cache()
-        ratios = [row["aten_over_gemm"] for row in rows if "aten_over_gemm" in row]
-        mean = math.exp(statistics.fmean(map(math.log, ratios))) if ratios else math.nan
+        mean = geometric_mean(row["aten_over_gemm"] for row in rows if "aten_over_gemm" in row)
         print(f"aten over gemm, geometric mean: {mean:.2f}")
         require("aten over gemm, geometric mean", mean, 4.0)
         for row in rows:
@@ -230,12 +226,12 @@ def main() -> int:
             torch.cuda.empty_cache()
             allowed = rows[-1]["limit"] + (64 << 20)
             require(f"{layer.name}: allowed over extra bytes", allowed / max(rows[-1]["extra_bytes"], 1), 1.0)
-    results["misses"] = misses
+    results["misses"] = targets.misses
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(results, file, indent=1)
-    print("\n".join(["missed:", *misses]) if misses else "every target reached")
-    return bool(misses)
+    print(targets.report())
+    return bool(targets.misses)
 
 
 if __name__ == "__main__":

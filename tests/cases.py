@@ -12,6 +12,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from convt3d_gemm import _C, get_workspace_limit, library, set_workspace_limit
+from convt3d_gemm.parameters import Parameters
+
 Triple = tuple[int, int, int]
 
 #: Relative L2 error that each dtype must keep to against float64.
@@ -23,6 +26,8 @@ BOUNDS = {
 }
 TF32_BOUND = 1e-3
 
+#: Those of this package, which everything is tested on; "auto" and "native" choose among them and PyTorch.
+ALGORITHMS = ["gemm", "direct"]
 OPERATORS = ["forward", "grad_input", "grad_weight", "grad_input_weight"]
 LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
 
@@ -50,10 +55,9 @@ class Case:
             "dilation": self.dilation,
         }
 
-    @property
-    def operator_parameters(self) -> tuple[Any, ...]:
+    def operator_parameters(self, algorithm: str) -> tuple[Any, ...]:
         """As torch.ops.convt3d_gemm takes them, the algorithm last."""
-        return (self.stride, self.padding, self.output_padding, self.dilation, self.groups, "gemm")
+        return (self.stride, self.padding, self.output_padding, self.dilation, self.groups, algorithm)
 
     def tensors(self, device: torch.device, dtype: torch.dtype, layout: torch.memory_format, seed: int) -> Tensors:
         generator = torch.Generator().manual_seed(seed)
@@ -81,7 +85,10 @@ class Tensors:
     grad_output: Tensor
 
     def to(self, dtype: torch.dtype) -> Tensors:
-        return Tensors(*(t.to(dtype) for t in (self.input, self.weight, self.bias, self.grad_output)))
+        return Tensors(*(tensor.to(dtype) for tensor in vars(self).values()))
+
+    def abs(self) -> Tensors:
+        return Tensors(*(tensor.abs() for tensor in vars(self).values()))
 
 
 #: One convolution of each kind that an implementation may treat on its own.
@@ -114,6 +121,15 @@ NAMED = {
     "kernel = stride, uneven": Case(kernel=(1, 2, 3), stride=(1, 2, 3), padding=(0, 0, 0)),
     "kernel = stride, padded": Case(kernel=(2, 2, 2), padding=(1, 0, 1)),
     "kernel = stride, grouped": Case(kernel=(2, 2, 2), padding=(0, 0, 0), groups=2),
+    "into one channel": Case(in_channels=24, out_channels=1),
+    "three channels into many": Case(in_channels=3, out_channels=40),
+    "many channels": Case(1, 32, 48, size=(4, 5, 9)),
+    "many channels, no multiple of eight": Case(1, 37, 19, size=(3, 4, 7), kernel=(2, 3, 3)),
+    "many channels, stride 1": Case(1, 32, 16, size=(4, 5, 9), stride=(1, 1, 1)),
+    "many channels, dilated": Case(1, 16, 32, size=(4, 5, 6), dilation=(2, 2, 2)),
+    "many channels, two groups": Case(1, 64, 32, groups=2, size=(3, 4, 5)),
+    "many channels, kernel = stride": Case(1, 48, 32, size=(3, 4, 5), kernel=(2, 2, 2), padding=(0, 0, 0)),
+    "many channels, pointwise": Case(1, 32, 48, 1, (4, 5, 6), (1, 1, 1), (1, 1, 1), (0, 0, 0)),
     "empty batch": Case(batch=0),
 }
 
@@ -140,35 +156,56 @@ def native(case: Case, tensors: Tensors, operator: str, dtype: torch.dtype) -> l
     return [result for result, is_wanted in zip(results, wanted, strict=True) if is_wanted]
 
 
-def ours(case: Case, tensors: Tensors, operator: str) -> list[Tensor]:
+def arguments_of(case: Case, tensors: Tensors, operator: str, algorithm: str) -> tuple[Any, ...]:
+    """The operator's arguments, as torch.ops.convt3d_gemm takes them."""
+    operands: dict[str, tuple[Any, ...]] = {
+        "forward": (tensors.input, tensors.weight, tensors.bias),
+        "grad_input": (tensors.grad_output, tensors.weight, list(tensors.input.shape[2:])),
+        "grad_weight": (tensors.grad_output, tensors.input, list(tensors.weight.shape[2:])),
+        "grad_input_weight": (tensors.grad_output, tensors.input, tensors.weight),
+    }
+    return (*operands[operator], *case.operator_parameters(algorithm))
+
+
+def call(operator: str, arguments: tuple[Any, ...]) -> list[Tensor]:
+    """The results of one of torch.ops.convt3d_gemm."""
+    results = getattr(torch.ops.convt3d_gemm, operator)(*arguments)
+    return [results] if isinstance(results, Tensor) else list(results)
+
+
+def ours(case: Case, tensors: Tensors, operator: str, algorithm: str) -> list[Tensor]:
     """This package's results of an operator."""
-    operators, parameters = torch.ops.convt3d_gemm, case.operator_parameters
-    given, weight, grad_output = tensors.input, tensors.weight, tensors.grad_output
-    if operator == "forward":
-        return [operators.forward(given, weight, tensors.bias, *parameters)]
-    if operator == "grad_input":
-        return [operators.grad_input(grad_output, weight, given.shape[2:], *parameters)]
-    if operator == "grad_weight":
-        return [operators.grad_weight(grad_output, given, weight.shape[2:], *parameters)]
-    return list(operators.grad_input_weight(grad_output, given, weight, *parameters))
+    return call(operator, arguments_of(case, tensors, operator, algorithm))
 
 
-def squared_error(result: Tensor, reference: Tensor) -> tuple[float, float]:
-    """Squared norms of the error and of the reference."""
-    assert result.shape == reference.shape
-    result, reference = result.detach().double(), reference.detach()
-    difference = result - reference
-    return float((difference * difference).sum()), float((reference * reference).sum())
+def plan_of(case: Case, tensors: Tensors, operator: str, algorithm: str) -> _C.Plan:
+    """How this package would compute it just now."""
+    parameters = Parameters(case.stride, case.padding, case.output_padding, case.dilation, case.groups)
+    sizes = tensors.input.shape, tensors.weight.shape
+    return library.plan_call(algorithm, operator, *sizes, parameters, tensors.input).plan
 
 
-def relative_error(results: Sequence[Tensor], references: Sequence[Tensor]) -> float:
-    """The largest relative L2 error of any result; NaN anywhere makes it infinite."""
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.detach()))
+
+
+def relative_error(
+    results: Sequence[Tensor], references: Sequence[Tensor], magnitudes: Sequence[Tensor] | None = None
+) -> float:
+    """The largest L2 error of any result, relative to its reference (or magnitude); NaN anywhere makes it infinite."""
     worst = 0.0
-    for result, reference in zip(results, references, strict=True):
-        error, norm = squared_error(result, reference)
-        relative = math.sqrt(error / norm) if norm > 0 else math.sqrt(error)
+    for result, reference, magnitude in zip(results, references, magnitudes or references, strict=True):
+        assert result.shape == reference.shape
+        error, norm = _norm(result.double() - reference), _norm(magnitude)
+        relative = error / norm if norm > 0 else error
         worst = max(worst, math.inf if math.isnan(relative) else relative)
     return worst
+
+
+def significant_strides(tensor: Tensor) -> tuple[int, ...]:
+    """The strides that say where an element lies; PyTorch's own results vary in the others."""
+    sized = zip(tensor.size(), tensor.stride(), strict=True)
+    return tuple(stride for size, stride in sized if size != 1) if tensor.numel() else ()
 
 
 @contextlib.contextmanager
@@ -184,14 +221,24 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def workspace_limit(limit: int) -> Iterator[None]:
-    from convt3d_gemm import get_workspace_limit, set_workspace_limit
-
     before = get_workspace_limit()
     set_workspace_limit(limit)
     try:
         yield
     finally:
         set_workspace_limit(before)
+
+
+def direct_kernels(device: torch.device) -> set[str]:
+    """The families of kernels that algorithm "direct" chooses from on this device."""
+    if device.type == "cpu":
+        return {"tiles"}
+    return {"simt", "depthwise", "tensor"} if torch.cuda.get_device_capability() >= (8, 0) else {"simt", "depthwise"}
+
+
+def kernels_of(plan: _C.Plan) -> list[str]:
+    """The families of kernels that a plan has chosen, those of grad_input before those of grad_weight."""
+    return [name.split()[0] for name in plan.configuration.split(", ") if name]
 
 
 def poison(device: torch.device) -> None:
@@ -204,40 +251,70 @@ def _triples(values: st.SearchStrategy[int]) -> st.SearchStrategy[Triple]:
     return st.tuples(values, values, values)
 
 
+#: Input and output channels of one group.
+_CHANNELS = {
+    "depthwise": (st.just(1), st.integers(1, 2)),
+    "few": (st.integers(1, 4), st.integers(1, 4)),
+    "some": (st.integers(1, 9), st.integers(1, 17)),
+    "many": (st.sampled_from([16, 32, 48]) | st.integers(1, 40),) * 2,
+}
+_GEOMETRIES = ["any", "any", "any", "stride over kernel", "kernel = stride", "pointwise"]
+_MOST_OUTPUTS, _MOST_PRODUCTS = 150_000, 20_000_000
+
+
 @st.composite
-def cases(draw: st.DrawFn, largest_output: int = 40_000) -> Case:
-    """Of every kind: groups up to depthwise, strides over the kernel, dilation with stride, pointwise."""
-    kind = draw(st.sampled_from(["any", "any", "any", "kernel=stride", "pointwise", "depthwise"]))
-    groups = draw(st.integers(1, 9 if kind == "depthwise" else 3))
-    per_group_in = 1 if kind == "depthwise" else draw(st.integers(1, 9))
-    per_group_out = draw(st.integers(1, 2 if kind == "depthwise" else 17))
-    kernel = draw(_triples(st.integers(1, 5)))
-    stride = draw(_triples(st.integers(1, 4)))
-    dilation = draw(_triples(st.integers(1, 3)))
-    if kind in ("kernel=stride", "pointwise"):
-        kernel = stride = draw(_triples(st.integers(1, 3))) if kind == "kernel=stride" else (1, 1, 1)
-        dilation = (1, 1, 1)
-    size = draw(_triples(st.integers(1, 7)))
-    padding, output_padding = [0, 0, 0], [0, 0, 0]
-    if kind not in ("kernel=stride", "pointwise"):
-        for axis in range(3):
-            output_padding[axis] = draw(st.integers(0, max(stride[axis], dilation[axis]) - 1))
-            full = (size[axis] - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
-            padding[axis] = draw(st.integers(0, min((full + output_padding[axis] - 1) // 2, 4)))
+def cases(draw: st.DrawFn) -> Case:
+    """Of every kind: any number of channels in groups up to depthwise, and any geometry."""
+    channels = draw(st.sampled_from(list(_CHANNELS)))
+    groups = draw(st.integers(1, {"depthwise": 9, "many": 2}.get(channels, 3)))
+    in_channels, out_channels = (groups * draw(number) for number in _CHANNELS[channels])
+
+    geometry = draw(st.sampled_from(_GEOMETRIES))
+    stride, dilation, kernel = (1, 1, 1), (1, 1, 1), (1, 1, 1)
+    if geometry != "pointwise":
+        kernel = stride = draw(_triples(st.integers(1, 3)))
+    if geometry == "stride over kernel":
+        stride = draw(st.tuples(*(st.integers(taps, taps + 2) for taps in kernel)))
+    elif geometry == "any":
+        kernel, stride = draw(_triples(st.integers(1, 5))), draw(_triples(st.integers(1, 4)))
+        dilation = draw(_triples(st.integers(1, 3)))
+
     case = Case(
-        batch=draw(st.integers(1, 4)),
-        in_channels=groups * per_group_in,
-        out_channels=groups * per_group_out,
-        groups=groups,
-        size=size,
-        kernel=kernel,
-        stride=stride,
-        padding=(padding[0], padding[1], padding[2]),
-        output_padding=(output_padding[0], output_padding[1], output_padding[2]),
-        dilation=dilation,
+        draw(st.integers(1, 4)),
+        in_channels,
+        out_channels,
+        groups,
+        draw(_triples(st.integers(1, 12))),
+        kernel,
+        stride,
+        (0, 0, 0),
+        draw(st.tuples(*(st.integers(0, max(s, d) - 1) for s, d in zip(stride, dilation, strict=True)))),
+        dilation,
     )
-    voxels = math.prod((n - 1) * s + d * (k - 1) + 3 for n, s, d, k in zip(size, stride, dilation, kernel, strict=True))
-    if case.batch * case.out_channels * voxels > largest_output:
-        smaller = (min(size[0], 3), min(size[1], 2), min(size[2], 3))
-        case = replace(case, batch=1, size=smaller, padding=(0, 0, 0))
+    case = _shrunk(case)
+    if geometry not in ("kernel = stride", "pointwise"):
+        return replace(case, padding=draw(st.tuples(*(st.integers(0, min((n - 1) // 2, 4)) for n in _unpadded(case)))))
+    return replace(case, output_padding=(0, 0, 0))
+
+
+def _unpadded(case: Case) -> list[int]:
+    """The output's size per dimension without padding."""
+    axes = zip(case.size, case.stride, case.dilation, case.kernel, case.output_padding, strict=True)
+    return [(n - 1) * s + d * (k - 1) + o + 1 for n, s, d, k, o in axes]
+
+
+def _shrunk(case: Case) -> Case:
+    """The case with so few samples and voxels that it takes no more than milliseconds."""
+    while case.batch > 1 or max(case.size) > 1:
+        outputs = case.batch * case.out_channels * math.prod(_unpadded(case))
+        inputs = case.batch * case.in_channels * math.prod(case.size)
+        products = inputs * case.out_channels // case.groups * math.prod(case.kernel)
+        if outputs <= _MOST_OUTPUTS and products <= _MOST_PRODUCTS:
+            break
+        if case.batch > 1:
+            case = replace(case, batch=case.batch - 1)
+        else:
+            size = list(case.size)
+            size[size.index(max(size))] //= 2
+            case = replace(case, size=(size[0], size[1], size[2]))
     return case

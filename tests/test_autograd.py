@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from cases import BOUNDS, LAYOUTS, NAMED, Case, Tensors, relative_error, tf32
+from cases import ALGORITHMS, BOUNDS, LAYOUTS, NAMED, OPERATORS, Case, Tensors, relative_error, tf32
 from convt3d_gemm import ConvTranspose3d, conv_transpose3d
 
 #: Small enough for finite differences over every number.
@@ -56,6 +56,7 @@ def leaves_of(
     return Leaves(**named, wanted=[named[name].requires_grad_() for name in wanted])
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize(
     ("wanted", "with_bias"),
@@ -63,34 +64,42 @@ def leaves_of(
 )
 @pytest.mark.parametrize("name", SMALL)
 def test_first_and_second_derivatives(
-    name: str, wanted: tuple[str, ...], with_bias: bool, layout: torch.memory_format, device: torch.device
+    name: str,
+    wanted: tuple[str, ...],
+    with_bias: bool,
+    layout: torch.memory_format,
+    algorithm: str,
+    device: torch.device,
 ) -> None:
     case = SMALL[name]
     leaves = leaves_of(case, wanted, layout, device, torch.float64)
 
     def function(*_: Tensor) -> Tensor:
         bias = leaves.bias if with_bias else None
-        return conv_transpose3d(leaves.input, leaves.weight, bias, **case.parameters, algorithm="gemm")
+        return conv_transpose3d(leaves.input, leaves.weight, bias, **case.parameters, algorithm=algorithm)
 
     assert gradcheck(function, leaves.wanted, nondet_tol=0.0, fast_mode=True)
     assert gradgradcheck(function, leaves.wanted, nondet_tol=0.0, fast_mode=True)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("name", SMALL)
-def test_every_element_of_the_jacobian(name: str, layout: torch.memory_format, device: torch.device) -> None:
+def test_every_element_of_the_jacobian(
+    name: str, layout: torch.memory_format, algorithm: str, device: torch.device
+) -> None:
     case = SMALL[name]
     leaves = leaves_of(case, NAMES, layout, device, torch.float64)
 
     def function(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return conv_transpose3d(input, weight, bias, **case.parameters, algorithm="gemm")
+        return conv_transpose3d(input, weight, bias, **case.parameters, algorithm=algorithm)
 
     assert gradcheck(function, leaves.wanted, nondet_tol=0.0)
 
 
-def _operators(case: Case, tensors: Tensors) -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:
+def _operators(case: Case, tensors: Tensors, algorithm: str) -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:
     """Each operator as a function of the tensors that it can be differentiated by."""
-    operators, parameters = torch.ops.convt3d_gemm, case.operator_parameters
+    operators, parameters = torch.ops.convt3d_gemm, case.operator_parameters(algorithm)
     input, weight, bias, grad_output = tensors.input, tensors.weight, tensors.bias, tensors.grad_output
     return {
         "forward": (lambda x, w, b: operators.forward(x, w, b, *parameters), [input, weight, bias]),
@@ -109,12 +118,15 @@ def _operators(case: Case, tensors: Tensors) -> dict[str, tuple[Callable[..., An
     }
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("operator", ["forward", "grad_input", "grad_weight", "grad_input_weight"])
+@pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("name", ["strided", "grouped, dilated", "pointwise"])
-def test_operators_themselves(name: str, operator: str, layout: torch.memory_format, device: torch.device) -> None:
+def test_operators_themselves(
+    name: str, operator: str, layout: torch.memory_format, algorithm: str, device: torch.device
+) -> None:
     tensors = SMALL[name].tensors(device, torch.float64, layout, seed=2)
-    function, arguments = _operators(SMALL[name], tensors)[operator]
+    function, arguments = _operators(SMALL[name], tensors, algorithm)[operator]
     for count in range(1, len(arguments) + 1):
         for wanted in itertools.combinations(range(len(arguments)), count):
             leaves = [t.detach().requires_grad_(i in wanted) for i, t in enumerate(arguments)]
@@ -122,16 +134,17 @@ def test_operators_themselves(name: str, operator: str, layout: torch.memory_for
             assert gradgradcheck(function, leaves, nondet_tol=0.0, fast_mode=True)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("result", [0, 1])
-def test_one_of_two_results_differentiated(result: int, device: torch.device) -> None:
+def test_one_of_two_results_differentiated(result: int, algorithm: str, device: torch.device) -> None:
     """Where only one of grad_input_weight's results is used, the other's gradient is not there at all."""
     case = SMALL["strided"]
     tensors = case.tensors(device, torch.float64, torch.contiguous_format, seed=3)
     leaves = [t.requires_grad_() for t in (tensors.grad_output, tensors.input, tensors.weight)]
-    together = torch.ops.convt3d_gemm.grad_input_weight(*leaves, *case.operator_parameters)[result]
+    together = torch.ops.convt3d_gemm.grad_input_weight(*leaves, *case.operator_parameters(algorithm))[result]
     unused = leaves[1 if result == 0 else 2]
     used = [leaf for leaf in leaves if leaf is not unused]
-    function, _ = _operators(case, tensors)["grad_input" if result == 0 else "grad_weight"]
+    function, _ = _operators(case, tensors, algorithm)["grad_input" if result == 0 else "grad_weight"]
     alone = function(leaves[0], leaves[2] if result == 0 else leaves[1])
     direction = torch.randn_like(alone)
     results = torch.autograd.grad(together, leaves, direction, allow_unused=True)
@@ -140,9 +153,10 @@ def test_one_of_two_results_differentiated(result: int, device: torch.device) ->
     assert relative_error([r for r in results if r is not None], expected) <= BOUNDS[torch.float64]
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("name", ["depthwise", "grouped, dilated"])
-def test_third_derivative(name: str, layout: torch.memory_format, device: torch.device) -> None:
+def test_third_derivative(name: str, layout: torch.memory_format, algorithm: str, device: torch.device) -> None:
     case = SMALL[name]
     leaves = leaves_of(case, NAMES, layout, device, torch.float64)
 
@@ -154,14 +168,15 @@ def test_third_derivative(name: str, layout: torch.memory_format, device: torch.
         return grads
 
     expected = third(torch.nn.functional.conv_transpose3d)
-    assert relative_error(third(conv_transpose3d, algorithm="gemm"), expected) <= BOUNDS[torch.float64]
+    assert relative_error(third(conv_transpose3d, algorithm=algorithm), expected) <= BOUNDS[torch.float64]
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("wanted", SUBSETS, ids="-".join)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("name", ["odd sizes", "two groups", "pointwise", "kernel = stride"])
 def test_native_gradients(
-    name: str, layout: torch.memory_format, wanted: tuple[str, ...], device: torch.device
+    name: str, layout: torch.memory_format, wanted: tuple[str, ...], algorithm: str, device: torch.device
 ) -> None:
     """First derivatives in float32, and those of their squares, against PyTorch's in float64."""
     case = NAMED[name]
@@ -175,24 +190,27 @@ def test_native_gradients(
         return [*first, *torch.autograd.grad(penalty, leaves.wanted)]
 
     with tf32(False):
-        results = derivatives(torch.float32, "gemm")
+        results = derivatives(torch.float32, algorithm)
     expected = [reference.double() for reference in derivatives(torch.float64, "native")]
     # The second derivative sums products of four rounded numbers, so it may be off by as many roundings more.
     assert relative_error(results[: len(wanted)], expected[: len(wanted)]) <= 2 * BOUNDS[torch.float32]
     assert relative_error(results, expected) <= 4 * BOUNDS[torch.float32]
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("name", ["plain", "depthwise", "pointwise", "kernel = stride"])
-def test_reproducible(name: str, layout: torch.memory_format, dtype: torch.dtype, device: torch.device) -> None:
+@pytest.mark.parametrize("name", ["plain", "depthwise", "pointwise", "kernel = stride", "many channels"])
+def test_reproducible(
+    name: str, layout: torch.memory_format, dtype: torch.dtype, algorithm: str, device: torch.device
+) -> None:
     """Output and gradients are the same to the last bit, from one graph or from two."""
     case = NAMED[name]
     grad_output = case.tensors(device, dtype, layout, seed=1).grad_output
 
     def run() -> tuple[list[Tensor], list[Tensor]]:
         leaves = leaves_of(case, NAMES, layout, device, dtype)
-        output = conv_transpose3d(leaves.input, leaves.weight, leaves.bias, **case.parameters, algorithm="gemm")
+        output = conv_transpose3d(leaves.input, leaves.weight, leaves.bias, **case.parameters, algorithm=algorithm)
         once = torch.autograd.grad(output, leaves.wanted, grad_output, retain_graph=True)
         again = torch.autograd.grad(output, leaves.wanted, grad_output)
         return [output, *once], [output, *again]
@@ -218,14 +236,15 @@ def test_saved_tensor_changed_in_place(device: torch.device) -> None:
         torch.autograd.backward(output)
 
 
-def test_checkpointed(device: torch.device) -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_checkpointed(algorithm: str, device: torch.device) -> None:
     from torch.utils.checkpoint import checkpoint
 
     case = SMALL["strided"]
     leaves = leaves_of(case, NAMES, torch.contiguous_format, device, torch.float64)
 
     def function(input: Tensor) -> Tensor:
-        return conv_transpose3d(input, leaves.weight, leaves.bias, **case.parameters, algorithm="gemm").tanh()
+        return conv_transpose3d(input, leaves.weight, leaves.bias, **case.parameters, algorithm=algorithm).tanh()
 
     expected = torch.autograd.grad(function(leaves.input).sum(), leaves.wanted)
     output = checkpoint(function, leaves.input, use_reentrant=False)
@@ -234,7 +253,7 @@ def test_checkpointed(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("algorithm", ["gemm", "auto"])
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "auto"])
 def test_training(algorithm: str, layout: torch.memory_format, device: torch.device) -> None:
     """A small decoder trained with either layer has the same losses, to rounding."""
 
@@ -269,7 +288,7 @@ def test_training(algorithm: str, layout: torch.memory_format, device: torch.dev
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # make_dual's own
-@pytest.mark.parametrize("algorithm", ["gemm", "native"])
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "native"])
 def test_forward_mode_says_that_it_is_missing(algorithm: str, device: torch.device) -> None:
     """Never a tangent that was dropped on the way."""
     case = SMALL["strided"]

@@ -16,11 +16,12 @@ from torch.nn import functional
 from convt3d_gemm.bench import reference
 from convt3d_gemm.bench.ceilings import Ceilings, measure_ceilings
 from convt3d_gemm.bench.checking import Expected, error_bound
-from convt3d_gemm.bench.competitors import ALGORITHMS, Algorithm
+from convt3d_gemm.bench.competitors import ALGORITHMS, DEFAULT_ALGORITHMS, Algorithm
 from convt3d_gemm.bench.device import cache_bytes, describe, poisoned_memory, why_failed
 from convt3d_gemm.bench.inputs import Tensors
 from convt3d_gemm.bench.layers import LAYERS, PRESETS, Layer, Operator, Triple, parse_layer
 from convt3d_gemm.bench.measure import Result, Settings, comparison_mode, measure
+from convt3d_gemm.bench.targets import Targets, geometric_mean
 from convt3d_gemm.bench.timing import Burst, Clock, Timing, time_in_turn
 
 CPU = torch.device("cpu")
@@ -299,11 +300,13 @@ def verdicts(
 @pytest.mark.parametrize("layout", ["ncdhw", "ndhwc"])
 @pytest.mark.parametrize("operator", ["forward", "grad_input_weight"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_native_and_gemm_are_right(operator: Operator, dtype: torch.dtype, layout: str) -> None:
+def test_every_algorithm_is_right(operator: Operator, dtype: torch.dtype, layout: str) -> None:
     settings = Settings(CPU, layout="ndhwc" if layout == "ndhwc" else "ncdhw", repeats=4, seconds=60.0)
+    competitors = [ALGORITHMS[name] for name in DEFAULT_ALGORITHMS]
     with comparison_mode(tf32=False):
-        native, gemm = measure(SMALL, operator, dtype, [ALGORITHMS["native"], ALGORITHMS["gemm"]], settings, CEILINGS)
-    for result in (native, gemm):
+        native, *ours = measure(SMALL, operator, dtype, competitors, settings, CEILINGS)
+    assert [result.algorithm for result in ours] == ["gemm", "direct"]
+    for result in (native, *ours):
         assert result.status == "ok", result.reason
         assert result.error is not None
         assert result.error <= result.error_bound == error_bound(dtype, "ieee")
@@ -313,11 +316,12 @@ def test_native_and_gemm_are_right(operator: Operator, dtype: torch.dtype, layou
         assert result.tflops == pytest.approx(SMALL.flops(operator) / result.timing.median / 1e9)
         assert result.floor_fraction == pytest.approx(result.floor / result.timing.median)
     assert native.timing is not None
-    assert gemm.timing is not None
     assert native.speedup == 1.0
-    assert gemm.speedup == pytest.approx(native.timing.median / gemm.timing.median)
     assert native.workspace_bytes is None
-    assert gemm.workspace_bytes is not None
+    for result in ours:
+        assert result.timing is not None
+        assert result.speedup == pytest.approx(native.timing.median / result.timing.median)
+        assert result.workspace_bytes is not None
 
 
 @pytest.mark.parametrize("operator", ["forward", "grad_input_weight"])
@@ -519,3 +523,19 @@ def test_what_is_known_of_the_device() -> None:
     assert known["cache_bytes"] == cache_bytes(CPU) >= 1 << 16
     assert why_failed(ValueError()) == "ValueError"
     assert len(why_failed(ValueError("x" * 1000))) == 160
+
+
+# targets ----------------------------------------------------------------------------------------------------
+
+
+def test_targets_keep_what_is_missed() -> None:
+    targets = Targets()
+    assert targets.report() == "every target reached"
+    for label, value in (("equal", 1.5), ("below", 1.4), ("none", math.nan)):
+        targets.require(label, value, 1.5)
+    assert targets.report() == "missed:\nbelow: 1.400, needed 1.5\nnone: nan, needed 1.5"
+
+
+def test_geometric_mean() -> None:
+    assert geometric_mean([0.5, 8.0]) == pytest.approx(2.0)
+    assert math.isnan(geometric_mean([]))

@@ -13,7 +13,7 @@ import torch
 import convt3d_gemm
 from convt3d_gemm.bench import command, report
 from convt3d_gemm.bench.ceilings import Ceilings
-from convt3d_gemm.bench.competitors import ALGORITHMS, Algorithm
+from convt3d_gemm.bench.competitors import ALGORITHMS, DEFAULT_ALGORITHMS, Algorithm
 from convt3d_gemm.bench.layers import PRESETS, Layer, Operator, parse_layer
 from convt3d_gemm.bench.measure import Result
 from convt3d_gemm.bench.timing import Clock, Timing
@@ -111,7 +111,7 @@ def test_only_bench_needs_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 def test_bench_on_a_cpu_is_quick(cases: list[tuple[str, Operator, torch.dtype, tuple[str, ...]]]) -> None:
     assert main(["bench", "--device", "cpu"]) == 0
-    assert cases == [(layer.name, "forward", torch.float32, ("native", "gemm")) for layer in PRESETS["quick"]]
+    assert cases == [(layer.name, "forward", torch.float32, ("native", "gemm", "direct")) for layer in PRESETS["quick"]]
 
 
 def test_bench_of_everything_asked_for(
@@ -141,7 +141,7 @@ def test_bench_of_a_preset_and_a_layer(
         (["bench", "--layer", "Cin4"], "no layer is called 'Cin4'"),
         (["bench", "--layer", "Cin4,Cout4,k2,in8,s0"], "stride must be at least 1, got (0, 0, 0)"),
         (["bench", "--dtype", "float32,int8"], "no dtype is called 'int8': there are float32, float64"),
-        (["bench", "--algorithm", "fft"], "no algorithm is called 'fft': there are native, gemm, aten"),
+        (["bench", "--algorithm", "fft"], "no algorithm is called 'fft': there are native, gemm, direct, aten"),
         (["bench", "--device", "mps"], "must be cpu, cuda or cuda:N, got mps"),
         (["bench", "--device", "cuda:99"], "CUDA device"),
         (["bench", "--repeats", "0"], "must be above 0, got 0"),
@@ -170,7 +170,7 @@ def test_bench_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for title in ("forward, float32 (IEEE), NCDHW", "grad_input + grad_weight, float64, NCDHW"):
         assert out.count(title) == 1
     assert "[4/4, " in err
-    assert err.count("native ") == err.count("gemm ") == 4
+    assert err.count("native ") == err.count("gemm ") == err.count("direct ") == 4
 
     written = json.loads(file.read_text())
     assert written["command_line"].startswith(f"convt3d bench --device cpu --layer {SMALL} --backward")
@@ -184,7 +184,7 @@ def test_bench_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
         "gemm_flops_per_second": {"float32": 2e12, "float64": 1e12},
     }
     layer = parse_layer(SMALL)
-    assert len(written["results"]) == 8
+    assert len(written["results"]) == 12
     for result in written["results"]:
         assert result["status"] == "ok", result["reason"]
         assert parse_layer(result["specification"]).output_shape == layer.output_shape
@@ -197,10 +197,12 @@ def test_bench_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
         size = {"float32": 4, "float64": 8}[result["dtype"]]
         assert result["floor_milliseconds"] == pytest.approx(layer.elements_moved(result["operator"]) * size / 1e7)
         assert result["floor_fraction"] == pytest.approx(result["floor_milliseconds"] / milliseconds["median"])
-    native, gemm = written["results"][:2]
+    native, *ours = written["results"][:3]
     assert (native["algorithm"], native["speedup"], native["workspace_bytes"]) == ("native", 1.0, None)
-    assert gemm["speedup"] == pytest.approx(native["milliseconds"]["median"] / gemm["milliseconds"]["median"])
-    assert gemm["workspace_bytes"] >= 0
+    assert [result["algorithm"] for result in ours] == ["gemm", "direct"]
+    for result in ours:
+        assert result["speedup"] == pytest.approx(native["milliseconds"]["median"] / result["milliseconds"]["median"])
+        assert result["workspace_bytes"] >= 0
 
 
 def test_bench_with_a_wrong_algorithm(
@@ -214,7 +216,7 @@ def test_bench_with_a_wrong_algorithm(
     out = capsys.readouterr().out
     assert "WRONG (1) 1.0e-03" in out
     assert "(1) error 1.0e-03, at most 2.0e-06 allowed" in out
-    native_result, wrong_result = json.loads(file.read_text())["results"]
+    native_result, wrong_result, _ = json.loads(file.read_text())["results"]
     assert native_result["status"] == "ok"
     assert wrong_result["status"] == "wrong"
     assert wrong_result["error"] == pytest.approx(1e-3, rel=1e-3)
@@ -227,7 +229,7 @@ def test_an_interrupted_bench_shows_what_is_done(
     def measure(layer: Layer, *_: object) -> list[Result]:
         if layer.name != "quick_k2s2":
             raise KeyboardInterrupt
-        return [result_of("native", layer=layer), result_of("gemm", layer=layer)]
+        return [result_of(algorithm, layer=layer) for algorithm in DEFAULT_ALGORITHMS]
 
     monkeypatch.setattr(command, "measure", measure)
     assert main(["bench", "--device", "cpu"]) == 130

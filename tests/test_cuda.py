@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cases import (
+    ALGORITHMS,
     BOUNDS,
     LAYOUTS,
     NAMED,
@@ -20,8 +22,11 @@ from cases import (
     TF32_BOUND,
     Case,
     Tensors,
+    direct_kernels,
+    kernels_of,
     native,
     ours,
+    plan_of,
     relative_error,
     tf32,
 )
@@ -57,20 +62,44 @@ def tensors_of(
 # ---- precision ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["float64", "float32", "tf32", "float16", "bfloat16"])
+PRECISIONS = ["float64", "float32", "tf32", "float16", "bfloat16"]
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    dtype: torch.dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
+    return dtype
+
+
+@functools.lru_cache(maxsize=1)
+def expected_of(case: Case, operator: str, layout: torch.memory_format, precision: str) -> list[Tensor]:
+    """The results in float64: once for the algorithms that follow one another."""
+    return native(case, tensors_of(case, dtype_of(precision), layout), operator, torch.float64)
+
+
+@functools.lru_cache(maxsize=1)
+def their_error_of(case: Case, operator: str, layout: torch.memory_format, precision: str) -> float:
+    """That of PyTorch's own."""
+    dtype = dtype_of(precision)
+    with tf32(precision == "tf32"):
+        results = native(case, tensors_of(case, dtype, layout), operator, dtype)
+    return relative_error(results, expected_of(case, operator, layout, precision))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("name", LAYERS)
-def test_error_of_layers(name: str, operator: str, layout: torch.memory_format, precision: str) -> None:
+def test_error_of_layers(name: str, operator: str, layout: torch.memory_format, precision: str, algorithm: str) -> None:
     """Within the bound, and no more than 1.5 times PyTorch's own, on at least 1e5 outputs."""
     case = LAYERS[name]
-    dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
+    dtype = dtype_of(precision)
     tensors = tensors_of(case, dtype, layout)
     assert tensors.grad_output.numel() >= 1e5
-    expected = native(case, tensors, operator, torch.float64)
+    expected = expected_of(case, operator, layout, precision)
+    their_error = their_error_of(case, operator, layout, precision)
     with tf32(precision == "tf32"):
-        error = relative_error(ours(case, tensors, operator), expected)
-        their_error = relative_error(native(case, tensors, operator, dtype), expected)
+        error = relative_error(ours(case, tensors, operator, algorithm), expected)
     assert error <= (TF32_BOUND if precision == "tf32" else BOUNDS[dtype])
     if precision == "tf32" and their_error < 1e-5:  # cuDNN answered in IEEE float32
         assert error <= 5e-4
@@ -78,11 +107,30 @@ def test_error_of_layers(name: str, operator: str, layout: torch.memory_format, 
         assert error <= 1.5 * their_error
 
 
-def _error_of_forward(case: Case, tensors: Tensors, expected: list[Tensor]) -> float:
-    return relative_error(ours(case, tensors, "forward"), expected)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_direct_kernel_is_reached(operator: str) -> None:
+    """By a named case, which it computes right."""
+    reached: set[str] = set()
+    for case, layout, precision in itertools.product(NAMED.values(), LAYOUTS, PRECISIONS):
+        dtype = dtype_of(precision)
+        tensors = case.tensors(CUDA, dtype, layout, seed=1)
+        with tf32(precision == "tf32"):
+            kernels = set(kernels_of(plan_of(case, tensors, operator, "direct")))
+            if kernels <= reached or case.batch == 0:
+                continue
+            results = ours(case, tensors, operator, "direct")
+        expected = native(case, tensors, operator, torch.float64)
+        assert relative_error(results, expected) <= (TF32_BOUND if precision == "tf32" else BOUNDS[dtype])
+        reached |= kernels
+    assert reached == direct_kernels(CUDA)
 
 
-def test_tf32_follows_the_switch() -> None:
+def _error_of_forward(case: Case, tensors: Tensors, expected: list[Tensor], algorithm: str) -> float:
+    return relative_error(ours(case, tensors, "forward", algorithm), expected)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_tf32_follows_the_switch(algorithm: str) -> None:
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("needs TF32: compute capability 8.0")
     case = LAYERS["gan_k4s2"]
@@ -90,14 +138,15 @@ def test_tf32_follows_the_switch() -> None:
     expected = native(case, tensors, "forward", torch.float64)
     for _ in range(2):  # once more, from the remembered plans
         with tf32(False):
-            assert _error_of_forward(case, tensors, expected) <= 2e-6
+            assert _error_of_forward(case, tensors, expected, algorithm) <= 2e-6
         with tf32(True):
-            assert 1e-5 <= _error_of_forward(case, tensors, expected) <= TF32_BOUND
+            assert 1e-5 <= _error_of_forward(case, tensors, expected, algorithm) <= TF32_BOUND
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="PyTorch before 2.9")
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
-def test_tf32_follows_the_newer_switch(precision: str) -> None:
+def test_tf32_follows_the_newer_switch(precision: str, algorithm: str) -> None:
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("needs TF32: compute capability 8.0")
     case = LAYERS["gan_k4s2"]
@@ -107,7 +156,7 @@ def test_tf32_follows_the_newer_switch(precision: str) -> None:
     before = settings.fp32_precision
     try:
         settings.fp32_precision = precision
-        error = _error_of_forward(case, tensors, expected)
+        error = _error_of_forward(case, tensors, expected, algorithm)
         their_error = relative_error(native(case, tensors, "forward", torch.float32), expected)
     finally:
         settings.fp32_precision = before
@@ -115,32 +164,33 @@ def test_tf32_follows_the_newer_switch(precision: str) -> None:
         assert (1e-5 <= one <= TF32_BOUND) if precision == "tf32" else (one <= 2e-6)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("allow", [False, True])
-def test_matmul_switch_has_no_say(allow: bool) -> None:
+def test_matmul_switch_has_no_say(allow: bool, algorithm: str) -> None:
     """PyTorch's convolutions ask cuDNN's switch alone, not the one for matrix products."""
     case = LAYERS["gan_k4s2"]
     tensors = tensors_of(case)
     before = torch.backends.cuda.matmul.allow_tf32
     with tf32(allow):
-        expected = ours(case, tensors, "forward")
+        expected = ours(case, tensors, "forward", algorithm)
         try:
             torch.backends.cuda.matmul.allow_tf32 = not allow
-            results = ours(case, tensors, "forward")
+            results = ours(case, tensors, "forward", algorithm)
         finally:
             torch.backends.cuda.matmul.allow_tf32 = before
     assert torch.equal(results[0], expected[0])
 
 
-@pytest.mark.parametrize("precision", ["float64", "float32", "tf32", "float16", "bfloat16"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("name", ["kb77", "kb73, grouped", "nnunet_top", "depthwise"])
-def test_reproducible(name: str, operator: str, layout: torch.memory_format, precision: str) -> None:
+def test_reproducible(name: str, operator: str, layout: torch.memory_format, precision: str, algorithm: str) -> None:
     case = LAYERS[name]
-    dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
-    tensors = tensors_of(case, dtype, layout)
+    tensors = tensors_of(case, dtype_of(precision), layout)
     with tf32(precision == "tf32"):
-        first, *others = [ours(case, tensors, operator) for _ in range(4)]
+        first, *others = [ours(case, tensors, operator, algorithm) for _ in range(4)]
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
@@ -148,13 +198,14 @@ def test_reproducible(name: str, operator: str, layout: torch.memory_format, pre
 # ---- streams, devices and threads --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_another_stream(operator: str) -> None:
+def test_another_stream(operator: str, algorithm: str) -> None:
     """The work goes to the current stream, behind what was queued there before."""
     case = LAYERS["kb77"]
     tensors = tensors_of(case)
     with tf32(False):
-        expected = ours(case, tensors, operator)
+        expected = ours(case, tensors, operator, algorithm)
         stream = torch.cuda.Stream()
         blank = Tensors(*(torch.zeros_like(tensor) for tensor in vars(tensors).values()))
         torch.cuda.synchronize()
@@ -162,21 +213,22 @@ def test_another_stream(operator: str) -> None:
             torch.cuda._sleep(400_000_000)  # some 200 ms
             for target, source in zip(vars(blank).values(), vars(tensors).values(), strict=True):
                 target.copy_(source)
-            results = ours(case, blank, operator)
+            results = ours(case, blank, operator, algorithm)
         assert not stream.query()
         assert torch.cuda.default_stream().query()
         stream.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
-def test_gradients_on_another_stream() -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_gradients_on_another_stream(algorithm: str) -> None:
     case = LAYERS["nnunet_top"]
     tensors = tensors_of(case)
     given = (tensors.input, tensors.weight, tensors.bias)
     leaves = input, weight, bias = [tensor.detach().requires_grad_() for tensor in given]
 
     def gradients() -> tuple[Tensor, ...]:
-        output = conv_transpose3d(input, weight, bias, **case.parameters, algorithm="gemm")
+        output = conv_transpose3d(input, weight, bias, **case.parameters, algorithm=algorithm)
         return torch.autograd.grad(output, leaves, tensors.grad_output)
 
     expected = gradients()
@@ -188,31 +240,33 @@ def test_gradients_on_another_stream() -> None:
     assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
-def test_calls_do_not_wait_for_the_gpu() -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_calls_do_not_wait_for_the_gpu(algorithm: str) -> None:
     case = LAYERS["kb77"]
     tensors = tensors_of(case)
     for operator in OPERATORS:
-        ours(case, tensors, operator)
+        ours(case, tensors, operator, algorithm)
     torch.cuda.synchronize()
     torch.cuda._sleep(2_000_000_000)  # about a second
     for operator in OPERATORS:
-        ours(case, tensors, operator)
+        ours(case, tensors, operator, algorithm)
     assert not torch.cuda.current_stream().query()
     torch.cuda.synchronize()
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_another_device(operator: str) -> None:
+def test_another_device(operator: str, algorithm: str) -> None:
     """Tensors of the second device while the first is current, and the current one stays so."""
     case = LAYERS["kb77"]
     tensors = tensors_of(case)
     second = Tensors(*(tensor.to("cuda:1") for tensor in vars(tensors).values()))
-    expected = ours(case, tensors, operator)
+    expected = ours(case, tensors, operator, algorithm)
     with torch.cuda.device(0):
-        results = ours(case, second, operator)
+        results = ours(case, second, operator, algorithm)
         assert torch.cuda.current_device() == 0
-        again = ours(case, tensors, operator)
+        again = ours(case, tensors, operator, algorithm)
     assert all(result.device == torch.device("cuda:1") for result in results)
     bound = TF32_BOUND if torch.backends.cudnn.allow_tf32 else BOUNDS[torch.float32]
     moved = [result.to("cuda:0") for result in results]
@@ -223,16 +277,18 @@ def test_another_device(operator: str) -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_tensors_of_two_devices() -> None:
     input, weight = torch.ones(1, 1, 2, 2, 2, device="cuda:0"), torch.ones(1, 1, 2, 2, 2, device="cuda:1")
-    with pytest.raises(RuntimeError, match=r"weight must be on the same device.*cuda:1 and cuda:0"):
-        conv_transpose3d(input, weight, algorithm="gemm")
+    for algorithm in ALGORITHMS:
+        with pytest.raises(RuntimeError, match=r"weight must be on the same device.*cuda:1 and cuda:0"):
+            conv_transpose3d(input, weight, algorithm=algorithm)
 
 
-def test_four_host_threads() -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_four_host_threads(algorithm: str) -> None:
     """Each with its own stream, layer and results."""
     names = ["kb77", "nnunet_top", "kb73, grouped", "unet3d_k3s2"]
     given = {name: tensors_of(LAYERS[name]) for name in names}
     pairs = [(name, operator) for name in names for operator in OPERATORS]
-    expected = {(name, operator): ours(LAYERS[name], given[name], operator) for name, operator in pairs}
+    expected = {(name, operator): ours(LAYERS[name], given[name], operator, algorithm) for name, operator in pairs}
     torch.cuda.synchronize()
 
     def work(name: str) -> int:
@@ -241,7 +297,7 @@ def test_four_host_threads() -> None:
         with torch.cuda.stream(stream):
             for _ in range(20):
                 for operator in OPERATORS:
-                    results = ours(LAYERS[name], given[name], operator)
+                    results = ours(LAYERS[name], given[name], operator, algorithm)
                     same = [torch.equal(a, b) for a, b in zip(results, expected[name, operator], strict=True)]
                     wrong += not all(same)
         return wrong
@@ -253,21 +309,24 @@ def test_four_host_threads() -> None:
 # ---- CUDA graphs -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("name", ["kb77", "kb73, grouped", "nnunet_top", "pointwise"])
-def test_captured_operators(name: str, operator: str, layout: torch.memory_format, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", ["kb77", "kb73, grouped", "nnunet_top", "depthwise", "pointwise"])
+def test_captured_operators(
+    name: str, operator: str, layout: torch.memory_format, dtype: torch.dtype, algorithm: str
+) -> None:
     """A replay computes on what the tensors hold then."""
     case = LAYERS[name]
     tensors = tensors_of(case, dtype, layout)
     other = case.tensors(CUDA, dtype, layout, seed=2)
-    expected = [ours(case, given, operator) for given in (tensors, other)]
+    expected = [ours(case, given, operator, algorithm) for given in (tensors, other)]
     held = Tensors(*(tensor.clone(memory_format=torch.preserve_format) for tensor in vars(tensors).values()))
-    _warm_up(lambda: ours(case, held, operator))
+    _warm_up(lambda: ours(case, held, operator, algorithm))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        results = ours(case, held, operator)
+        results = ours(case, held, operator, algorithm)
     for given, reference in ((other, expected[1]), (tensors, expected[0]), (other, expected[1])):
         for target, source in zip(vars(held).values(), vars(given).values(), strict=True):
             target.copy_(source)
@@ -287,10 +346,11 @@ def _warm_up(call: Callable[[], Any]) -> None:
     torch.cuda.current_stream().wait_stream(stream)
 
 
-def test_captured_training_step() -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_captured_training_step(algorithm: str) -> None:
     """Forward and gradients together through autograd, with inputs that change between replays."""
     torch.manual_seed(3)
-    layer = ConvTranspose3d(16, 8, 3, 2, 1, output_padding=1, algorithm="gemm").cuda()
+    layer = ConvTranspose3d(16, 8, 3, 2, 1, output_padding=1, algorithm=algorithm).cuda()
     input = torch.randn(2, 16, 6, 7, 8, device="cuda", requires_grad=True)
     wanted = [input, *layer.parameters()]
 
@@ -320,36 +380,43 @@ def _shifted(tensor: Tensor, elements: int) -> Tensor:
     return storage.as_strided(tensor.size(), tensor.stride(), elements).copy_(tensor)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("elements", [1, 2, 4])
-@pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("name", ["kb77", "nnunet_top", "pointwise", "depthwise"])
 def test_unaligned_addresses(
-    name: str, operator: str, layout: torch.memory_format, dtype: torch.dtype, elements: int
+    name: str, operator: str, layout: torch.memory_format, precision: str, elements: int, algorithm: str
 ) -> None:
-    case = LAYERS[name]
-    tensors = tensors_of(case, dtype, layout)
-    shifted = Tensors(*(_shifted(tensor, elements) for tensor in vars(tensors).values()))
+    case, dtype = LAYERS[name], dtype_of(precision)
+    shifted = Tensors(*(_shifted(tensor, elements) for tensor in vars(tensors_of(case, dtype, layout)).values()))
     assert shifted.input.data_ptr() % 16 == elements * shifted.input.element_size() % 16
-    with tf32(False):
-        expected = native(case, tensors, operator, torch.float64)
-        assert relative_error(ours(case, shifted, operator), expected) <= BOUNDS[dtype]
+    expected = expected_of(case, operator, layout, precision)
+    with tf32(precision == "tf32"):
+        error = relative_error(ours(case, shifted, operator, algorithm), expected)
+    assert error <= (TF32_BOUND if precision == "tf32" else BOUNDS[dtype])
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 8, 12, 20])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 8, 12, 16, 20, 33])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "float16"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_channel_counts_of_channels_last(operator: str, dtype: torch.dtype, channels: int) -> None:
+def test_channel_counts(
+    operator: str, layout: torch.memory_format, precision: str, channels: int, algorithm: str
+) -> None:
     """Whole vectors, halves, and none."""
-    case = Case(2, channels, channels, 1, (5, 6, 7))
-    tensors = tensors_of(case, dtype, torch.channels_last_3d)
-    with tf32(False):
-        expected = native(case, tensors, operator, torch.float64)
-        assert relative_error(ours(case, tensors, operator), expected) <= BOUNDS[dtype]
+    case, dtype = Case(2, channels, channels, 1, (5, 6, 7)), dtype_of(precision)
+    tensors = tensors_of(case, dtype, layout)
+    expected = expected_of(case, operator, layout, precision)
+    with tf32(precision == "tf32"):
+        error = relative_error(ours(case, tensors, operator, algorithm), expected)
+    assert error <= (TF32_BOUND if precision == "tf32" else BOUNDS[dtype])
 
 
-def test_unaligned_slice_of_channels() -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_unaligned_slice_of_channels(algorithm: str) -> None:
     case = LAYERS["nnunet_top"]
     tensors = tensors_of(case, torch.float16, torch.channels_last_3d)
     wider = torch.cat([tensors.input] * 2, 1).contiguous(memory_format=torch.channels_last_3d)
@@ -359,28 +426,30 @@ def test_unaligned_slice_of_channels() -> None:
     given = Tensors(view, tensors.weight, tensors.bias, tensors.grad_output)
     for operator in OPERATORS:
         expected = native(case, tensors, operator, torch.float64)
-        assert relative_error(ours(case, given, operator), expected) <= BOUNDS[torch.float16]
+        assert relative_error(ours(case, given, operator, algorithm), expected) <= BOUNDS[torch.float16]
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_empty_batch(operator: str, layout: torch.memory_format) -> None:
+def test_empty_batch(operator: str, layout: torch.memory_format, algorithm: str) -> None:
     for case in NAMED.values():
         full = tensors_of(case, torch.float32, layout)
         empty = Tensors(full.input[:0], full.weight, full.bias, full.grad_output[:0])
-        for result in ours(case, empty, operator):
+        for result in ours(case, empty, operator, algorithm):
             assert result.numel() == 0 or torch.equal(result, torch.zeros_like(result))
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("groups", [1, 4])
-def test_pointwise_with_bias(groups: int, layout: torch.memory_format, dtype: torch.dtype) -> None:
+def test_pointwise_with_bias(groups: int, layout: torch.memory_format, dtype: torch.dtype, algorithm: str) -> None:
     case = Case(3, 20, 28, groups, (5, 9, 11), (1, 1, 1), (1, 1, 1), (0, 0, 0))
     tensors = tensors_of(case, dtype, layout)
     with tf32(False):
         expected = native(case, tensors, "forward", torch.float64)
-        assert relative_error(ours(case, tensors, "forward"), expected) <= BOUNDS[dtype]
+        assert relative_error(ours(case, tensors, "forward", algorithm), expected) <= BOUNDS[dtype]
 
 
 def _memory_or_skip(gibibytes: int) -> None:
@@ -389,9 +458,12 @@ def _memory_or_skip(gibibytes: int) -> None:
         pytest.skip(f"needs {gibibytes} GiB of GPU memory")
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("kernel", [(2, 2, 2), (3, 3, 3)], ids=str)
-def test_more_than_2_to_the_31_outputs(kernel: tuple[int, int, int], layout: torch.memory_format) -> None:
+def test_more_than_2_to_the_31_outputs(
+    kernel: tuple[int, int, int], layout: torch.memory_format, algorithm: str
+) -> None:
     """float16, against float64 on a corner, the middle and the opposite corner of the output."""
     _memory_or_skip(24)
     case = Case(2, 8, 16, 1, (208, 208, 208), kernel, (2, 2, 2), (0, 0, 0))
@@ -400,7 +472,7 @@ def test_more_than_2_to_the_31_outputs(kernel: tuple[int, int, int], layout: tor
     input.normal_(generator=generator)
     weight = torch.randn(8, 16, *kernel, dtype=torch.float16, device=CUDA, generator=generator)
     bias = torch.randn(16, dtype=torch.float16, device=CUDA, generator=generator)
-    output = conv_transpose3d(input, weight, bias, stride=2, algorithm="gemm")
+    output = conv_transpose3d(input, weight, bias, stride=2, algorithm=algorithm)
     assert output.numel() > 2**31
     assert output.is_contiguous(memory_format=layout)
     for sample, start, stop in ((0, 0, 12), (1, 100, 112), (1, 196, 208)):
@@ -415,8 +487,9 @@ def test_more_than_2_to_the_31_outputs(kernel: tuple[int, int, int], layout: tor
         assert relative_error([result], [inner]) <= BOUNDS[torch.float16]
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_gradients_past_2_to_the_31(layout: torch.memory_format) -> None:
+def test_gradients_past_2_to_the_31(layout: torch.memory_format, algorithm: str) -> None:
     """The sums of the gradients are known: every element of grad_output is one."""
     _memory_or_skip(24)
     case = Case(2, 8, 16, 1, (208, 208, 208), (2, 2, 2), (2, 2, 2), (0, 0, 0))
@@ -424,11 +497,11 @@ def test_gradients_past_2_to_the_31(layout: torch.memory_format) -> None:
     grad_output = torch.empty(size, dtype=torch.float16, device=CUDA, memory_format=layout).fill_(1)
     assert grad_output.numel() > 2**31
     weight = torch.ones(8, 16, 2, 2, 2, dtype=torch.float16, device=CUDA)
-    operators = torch.ops.convt3d_gemm
-    grad_input = operators.grad_input(grad_output, weight, case.size, *case.operator_parameters)
+    operators, parameters = torch.ops.convt3d_gemm, case.operator_parameters(algorithm)
+    grad_input = operators.grad_input(grad_output, weight, case.size, *parameters)
     assert bool((grad_input == 16 * 8).all())
     input = torch.empty(2, 8, *case.size, dtype=torch.float16, device=CUDA, memory_format=layout)
     input.fill_(2.0**-12)
-    grad_weight = operators.grad_weight(grad_output, input, (2, 2, 2), *case.operator_parameters)
+    grad_weight = operators.grad_weight(grad_output, input, (2, 2, 2), *parameters)
     expected = 2 * 208**3 * 2.0**-12
     assert float((grad_weight.double() - expected).abs().max()) <= BOUNDS[torch.float16] * expected

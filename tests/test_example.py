@@ -25,8 +25,9 @@ def losses(layer: str, folder: Path) -> list[float]:
 
 
 def test_losses_do_not_depend_on_the_algorithm(tmp_path: Path) -> None:
-    gemm, native = losses("gemm", tmp_path), losses("native", tmp_path)
+    gemm, direct, native = (losses(algorithm, tmp_path) for algorithm in ("gemm", "direct", "native"))
     assert len(gemm) == 20
     assert gemm[-1] < 0.9 * gemm[0]
     assert gemm == pytest.approx(native, rel=1e-5)
+    assert direct == pytest.approx(native, rel=1e-5)
     assert (tmp_path / "slices.png").stat().st_size > 10_000

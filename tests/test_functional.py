@@ -12,7 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from cases import BOUNDS, LAYOUTS, NAMED, Case, Tensors, native, relative_error, tf32, workspace_limit
+from cases import (
+    ALGORITHMS,
+    BOUNDS,
+    LAYOUTS,
+    NAMED,
+    Case,
+    Tensors,
+    native,
+    relative_error,
+    significant_strides,
+    tf32,
+    workspace_limit,
+)
 from convt3d_gemm import algorithms, conv_transpose3d
 
 REFERENCE = torch.nn.functional.conv_transpose3d
@@ -34,7 +46,7 @@ def reference_with_gradients(case: Case, tensors: Tensors) -> list[Tensor]:
     ]
 
 
-def check(case: Case, tensors: Tensors, algorithm: str = "gemm") -> None:
+def check(case: Case, tensors: Tensors, algorithm: str) -> None:
     with tf32(False):
         results = with_gradients(case, tensors, algorithm)
     expected = reference_with_gradients(case, tensors)
@@ -42,18 +54,35 @@ def check(case: Case, tensors: Tensors, algorithm: str = "gemm") -> None:
     assert all(result.dtype == tensors.input.dtype for result in results)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("name", NAMED)
-def test_values(name: str, layout: torch.memory_format, dtype: torch.dtype, device: torch.device) -> None:
-    check(NAMED[name], NAMED[name].tensors(device, dtype, layout, seed=1))
+def test_values(
+    name: str, layout: torch.memory_format, dtype: torch.dtype, algorithm: str, device: torch.device
+) -> None:
+    check(NAMED[name], NAMED[name].tensors(device, dtype, layout, seed=1), algorithm)
 
 
+HALF = [
+    "odd sizes",
+    "depthwise",
+    "pointwise",
+    "kernel = stride",
+    "a line",
+    "many channels",
+    "many channels, two groups",
+]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("name", ["odd sizes", "depthwise", "pointwise", "kernel = stride", "a line"])
-def test_half_types(name: str, layout: torch.memory_format, dtype: torch.dtype, device: torch.device) -> None:
-    check(NAMED[name], NAMED[name].tensors(device, dtype, layout, seed=2))
+@pytest.mark.parametrize("name", HALF)
+def test_half_types(
+    name: str, layout: torch.memory_format, dtype: torch.dtype, algorithm: str, device: torch.device
+) -> None:
+    check(NAMED[name], NAMED[name].tensors(device, dtype, layout, seed=2), algorithm)
 
 
 @pytest.mark.parametrize("algorithm", algorithms())
@@ -63,12 +92,13 @@ def test_every_algorithm(name: str, layout: torch.memory_format, algorithm: str,
     check(NAMED[name], NAMED[name].tensors(device, torch.float32, layout, seed=3), algorithm)
 
 
-@pytest.mark.parametrize("name", ["plain", "two groups", "pointwise", "kernel = stride"])
-def test_no_bias(name: str, device: torch.device) -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("name", ["plain", "two groups", "pointwise", "kernel = stride", "many channels"])
+def test_no_bias(name: str, algorithm: str, device: torch.device) -> None:
     case = NAMED[name]
     tensors = case.tensors(device, torch.float64, torch.contiguous_format, seed=4)
     expected = REFERENCE(tensors.input, tensors.weight, **case.parameters)
-    result = conv_transpose3d(tensors.input, tensors.weight, **case.parameters, algorithm="gemm")
+    result = conv_transpose3d(tensors.input, tensors.weight, **case.parameters, algorithm=algorithm)
     assert relative_error([result], [expected]) <= BOUNDS[torch.float64]
 
 
@@ -84,7 +114,8 @@ def test_positional_order() -> None:
     assert parameters[-1].kind is inspect.Parameter.KEYWORD_ONLY
 
 
-def test_positional_arguments(device: torch.device) -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_positional_arguments(algorithm: str, device: torch.device) -> None:
     case = Case(stride=(2, 3, 4), padding=(1, 0, 2), output_padding=(1, 2, 0), dilation=(2, 3, 1), groups=2)
     tensors = case.tensors(device, torch.float64, torch.contiguous_format, seed=5)
     arguments: tuple[Any, ...] = (
@@ -97,7 +128,7 @@ def test_positional_arguments(device: torch.device) -> None:
         case.groups,
         case.dilation,
     )
-    result = conv_transpose3d(*arguments, algorithm="gemm")
+    result = conv_transpose3d(*arguments, algorithm=algorithm)
     assert relative_error([result], [REFERENCE(*arguments)]) <= BOUNDS[torch.float64]
 
 
@@ -229,10 +260,11 @@ VIEWS = [
 ]
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("which", ["input", "weight", "grad_output", "all"])
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("name", ["plain", "two groups", "pointwise", "kernel = stride"])
-def test_views(name: str, view: Callable[[Tensor], Tensor], which: str, device: torch.device) -> None:
+def test_views(name: str, view: Callable[[Tensor], Tensor], which: str, algorithm: str, device: torch.device) -> None:
     case = NAMED[name]
     tensors = case.tensors(device, torch.float32, torch.contiguous_format, seed=10)
 
@@ -249,11 +281,13 @@ def test_views(name: str, view: Callable[[Tensor], Tensor], which: str, device: 
             tensors.bias.repeat_interleave(2)[::2] if which == "all" else tensors.bias,
             viewed(tensors.grad_output, "grad_output"),
         ),
+        algorithm,
     )
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_expanded(layout: torch.memory_format, device: torch.device) -> None:
+def test_expanded(layout: torch.memory_format, algorithm: str, device: torch.device) -> None:
     case = NAMED["plain"]
     tensors = case.tensors(device, torch.float32, layout, seed=11)
     expanded = Tensors(
@@ -262,16 +296,17 @@ def test_expanded(layout: torch.memory_format, device: torch.device) -> None:
         tensors.bias[:1].expand_as(tensors.bias),
         tensors.grad_output[:1, :1, :1, :1, :1].expand_as(tensors.grad_output),
     )
-    check(case, expanded)
+    check(case, expanded, algorithm)
 
 
-def test_gradient_of_a_sum(device: torch.device) -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_gradient_of_a_sum(algorithm: str, device: torch.device) -> None:
     """Autograd gives a gradient of one number, expanded."""
     case = NAMED["odd sizes"]
     tensors = case.tensors(device, torch.float64, torch.contiguous_format, seed=12)
     input, weight = tensors.input.requires_grad_(), tensors.weight.requires_grad_()
     results = torch.autograd.grad(
-        conv_transpose3d(input, weight, **case.parameters, algorithm="gemm").sum(), [input, weight]
+        conv_transpose3d(input, weight, **case.parameters, algorithm=algorithm).sum(), [input, weight]
     )
     expected = torch.autograd.grad(REFERENCE(input, weight, **case.parameters).sum(), [input, weight])
     assert relative_error(results, expected) <= BOUNDS[torch.float64]
@@ -297,22 +332,24 @@ def test_layout_is_kept(
     )
     assert tensors.input.is_contiguous(memory_format=layout)
     for result in (output, grad_input, grad_weight):
-        assert result.stride() == torch.empty(result.shape, memory_format=layout).stride()
+        assert significant_strides(result) == significant_strides(torch.empty(result.shape, memory_format=layout))
 
 
-def test_layout_of_channels_last_slices(device: torch.device) -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_layout_of_channels_last_slices(algorithm: str, device: torch.device) -> None:
     case = NAMED["plain"]
     tensors = case.tensors(device, torch.float32, torch.channels_last_3d, seed=14)
     for view in (_channels_within, _planes_within):
-        output = conv_transpose3d(view(tensors.input), tensors.weight, **case.parameters, algorithm="gemm")
+        output = conv_transpose3d(view(tensors.input), tensors.weight, **case.parameters, algorithm=algorithm)
         assert output.is_contiguous(memory_format=torch.channels_last_3d)
 
 
-def test_arguments_are_left_as_they_were(device: torch.device) -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_arguments_are_left_as_they_were(algorithm: str, device: torch.device) -> None:
     case = NAMED["two groups"]
     tensors = case.tensors(device, torch.float32, torch.contiguous_format, seed=15)
     before = [t.clone() for t in (tensors.input, tensors.weight, tensors.bias, tensors.grad_output)]
-    with_gradients(case, tensors, "gemm")
+    with_gradients(case, tensors, algorithm)
     after = [tensors.input, tensors.weight, tensors.bias, tensors.grad_output]
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
@@ -320,23 +357,26 @@ def test_arguments_are_left_as_they_were(device: torch.device) -> None:
 # ---- values that are not finite, and pieces ----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
-def test_not_finite(value: float, device: torch.device) -> None:
+@pytest.mark.parametrize("name", ["dilation, stride, a factor shared", "many channels, dilated", "depthwise"])
+def test_not_finite(name: str, value: float, algorithm: str, device: torch.device) -> None:
     """One bad voxel spoils exactly the outputs that it reaches."""
-    case = NAMED["dilation, stride, a factor shared"]
+    case = NAMED[name]
     tensors = case.tensors(device, torch.float32, torch.contiguous_format, seed=16)
-    tensors.input[1, 2, 1, 3, 2] = value
-    result = conv_transpose3d(tensors.input, tensors.weight, tensors.bias, **case.parameters, algorithm="gemm")
+    tensors.input[-1, 2, 1, 3, 2] = value
+    result = conv_transpose3d(tensors.input, tensors.weight, tensors.bias, **case.parameters, algorithm=algorithm)
     expected = REFERENCE(tensors.input, tensors.weight, tensors.bias, **case.parameters)
     assert not bool(expected.isfinite().all())
     assert torch.equal(result.isfinite(), expected.isfinite())
 
 
+@pytest.mark.parametrize("algorithm", ["auto", "direct"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("name", [name for name in NAMED if name != "empty batch"])
-def test_in_pieces(name: str, layout: torch.memory_format, device: torch.device) -> None:
+def test_in_pieces(name: str, layout: torch.memory_format, algorithm: str, device: torch.device) -> None:
     with workspace_limit(1 << 14):
-        check(NAMED[name], NAMED[name].tensors(device, torch.float64, layout, seed=17), "auto")
+        check(NAMED[name], NAMED[name].tensors(device, torch.float64, layout, seed=17), algorithm)
 
 
 # ---- autocast ----------------------------------------------------------------------------------------------
@@ -362,8 +402,9 @@ def test_autocast(input_dtype: torch.dtype, weight_dtype: torch.dtype, device: t
     try:
         expected = run(REFERENCE)
     except RuntimeError:
-        with pytest.raises(RuntimeError, match="dtype"):
-            run(conv_transpose3d, algorithm="gemm")
+        for algorithm in ALGORITHMS:
+            with pytest.raises(RuntimeError, match="dtype"):
+                run(conv_transpose3d, algorithm=algorithm)
         return
     for algorithm in algorithms():
         results = run(conv_transpose3d, algorithm=algorithm)
@@ -384,13 +425,14 @@ def test_autocast_switched_off(device: torch.device) -> None:
 # ---- modes of PyTorch --------------------------------------------------------------------------------------
 
 
-def test_inference_mode(device: torch.device) -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_inference_mode(algorithm: str, device: torch.device) -> None:
     case = NAMED["plain"]
     tensors = case.tensors(device, torch.float64, torch.contiguous_format, seed=20)
     expected = REFERENCE(tensors.input, tensors.weight, tensors.bias, **case.parameters)
     weight = tensors.weight.requires_grad_()
     with torch.inference_mode():
-        result = conv_transpose3d(tensors.input, weight, tensors.bias, **case.parameters, algorithm="gemm")
+        result = conv_transpose3d(tensors.input, weight, tensors.bias, **case.parameters, algorithm=algorithm)
     assert result.is_inference()
     assert relative_error([result], [expected]) <= BOUNDS[torch.float64]
 
@@ -408,14 +450,15 @@ def test_meta_tensors(algorithm: str, requires_grad: bool) -> None:
     assert result.dtype == torch.float32
 
 
-def test_one_thread_and_many() -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_one_thread_and_many(algorithm: str) -> None:
     case = NAMED["plain"]
     tensors = case.tensors(torch.device("cpu"), torch.float64, torch.contiguous_format, seed=22)
     before = torch.get_num_threads()
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            check(case, tensors)
+            check(case, tensors, algorithm)
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cases import BOUNDS, LAYOUTS, relative_error, tf32
+from cases import ALGORITHMS, BOUNDS, LAYOUTS, relative_error, tf32
 from convt3d_gemm import ConvTranspose3d, algorithms, replace_conv_transpose3d
 
 CONSTRUCTIONS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
@@ -111,12 +111,13 @@ def test_state_dict_loads_both_ways(name: str) -> None:
     assert_same(ours(input_of(ours, 2)), theirs(input_of(ours, 2)))
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("batch", [(2,), ()])
 @pytest.mark.parametrize("size", [(5, 7, 9), (6, 8, 10), (5, 8, 9), [6, 7, 10], torch.Size((5, 7, 10)), "whole"])
-def test_output_size(size: Any, batch: tuple[int, ...]) -> None:
+def test_output_size(size: Any, batch: tuple[int, ...], algorithm: str) -> None:
     torch.manual_seed(5)
     theirs = nn.ConvTranspose3d(4, 3, 3, stride=2, padding=1)
-    ours = ConvTranspose3d(4, 3, 3, stride=2, padding=1, algorithm="gemm")
+    ours = ConvTranspose3d(4, 3, 3, stride=2, padding=1, algorithm=algorithm)
     ours.load_state_dict(theirs.state_dict())
     input = input_of(theirs, *batch)
     if size == "whole":
@@ -202,9 +203,10 @@ def test_state_dict_through_a_file() -> None:
     assert torch.equal(fresh(input_of(ours, 2)), ours(input_of(ours, 2)))
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_to_device_dtype_and_layout(layout: torch.memory_format, device: torch.device) -> None:
-    theirs, ours = pair("kernel only")
+def test_to_device_dtype_and_layout(layout: torch.memory_format, algorithm: str, device: torch.device) -> None:
+    theirs, ours = pair("kernel only", algorithm)
     theirs.to(device, torch.float64).to(memory_format=layout)  # type: ignore[call-overload]
     ours.to(device, torch.float64).to(memory_format=layout)  # type: ignore[call-overload]
     input = input_of(theirs, 2).contiguous(memory_format=layout)
@@ -284,18 +286,20 @@ def test_replacement(algorithm: str, device: torch.device) -> None:
     assert not torch.equal(model.state_dict()["blocks.0.0.weight"], state["blocks.0.0.weight"])
 
 
-def test_the_root_itself() -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_root_itself(algorithm: str) -> None:
     theirs, _ = pair("kernel only")
     expected = theirs(input_of(theirs, 2))
-    returned = replace_conv_transpose3d(theirs, "gemm")
+    returned = replace_conv_transpose3d(theirs, algorithm)
     assert isinstance(returned, ConvTranspose3d)
     assert_same(returned(input_of(theirs, 2)), expected)
 
 
 def test_replacing_again_changes_the_algorithm() -> None:
     model = replace_conv_transpose3d(nn.Sequential(nn.ConvTranspose3d(2, 2, 2)), "gemm")
-    replace_conv_transpose3d(model, "native")
-    assert [layer.algorithm for layer in model] == ["native"]
+    for algorithm in ("direct", "native"):
+        replace_conv_transpose3d(model, algorithm)
+        assert [layer.algorithm for layer in model] == [algorithm]
     replace_conv_transpose3d(model)
     assert [layer.algorithm for layer in model] == ["auto"]
 
@@ -404,7 +408,7 @@ def test_parametrised_layers_are_swapped() -> None:
 @pytest.mark.parametrize("bad", ["fft", None, 1])
 def test_algorithm_is_validated_before_anything_changes(bad: Any) -> None:
     model = nn.Sequential(nn.ConvTranspose3d(2, 2, 2))
-    with pytest.raises(ValueError, match="algorithm must be one of 'auto', 'gemm', 'native'"):
+    with pytest.raises(ValueError, match="algorithm must be one of 'auto', 'gemm', 'direct', 'native'"):
         replace_conv_transpose3d(model, bad)
     assert type(model[0]) is nn.ConvTranspose3d
 
@@ -415,9 +419,10 @@ def test_what_is_not_a_module(bad: Any) -> None:
         replace_conv_transpose3d(bad)
 
 
-def test_copies_of_a_replaced_model() -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_copies_of_a_replaced_model(algorithm: str) -> None:
     torch.manual_seed(9)
-    model = replace_conv_transpose3d(Model().eval(), "gemm")
+    model = replace_conv_transpose3d(Model().eval(), algorithm)
     input = torch.randn(1, 2, 2, 2, 2)
     with tf32(False):
         assert torch.equal(copy.deepcopy(model)(input), model(input))

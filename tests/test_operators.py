@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from cases import BOUNDS, LAYOUTS, NAMED, OPERATORS, Case, Tensors, ours, relative_error, tf32
+from cases import (
+    ALGORITHMS,
+    BOUNDS,
+    LAYOUTS,
+    NAMED,
+    OPERATORS,
+    Tensors,
+    arguments_of,
+    call,
+    ours,
+    relative_error,
+    significant_strides,
+    tf32,
+)
 from convt3d_gemm import ConvTranspose3d, algorithms, conv_transpose3d
 
 pytestmark = pytest.mark.skipif(torch.__version__ < "2.6", reason="PyTorch before 2.6")
@@ -25,33 +39,11 @@ def _fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def significant_strides(tensor: Tensor) -> tuple[int, ...]:
-    """The strides that say where an element lies; PyTorch's own results vary in the others."""
-    sized = zip(tensor.size(), tensor.stride(), strict=True)
-    return tuple(stride for size, stride in sized if size != 1) if tensor.numel() else ()
-
-
-def arguments_of(operator: str, case: Case, tensors: Tensors, algorithm: str = "gemm") -> tuple[Any, ...]:
-    """The operator's arguments, as torch.ops.convt3d_gemm takes them."""
-    operands: dict[str, tuple[Any, ...]] = {
-        "forward": (tensors.input, tensors.weight, tensors.bias),
-        "grad_input": (tensors.grad_output, tensors.weight, list(tensors.input.shape[2:])),
-        "grad_weight": (tensors.grad_output, tensors.input, list(tensors.weight.shape[2:])),
-        "grad_input_weight": (tensors.grad_output, tensors.input, tensors.weight),
-    }
-    return (*operands[operator], *case.operator_parameters[:-1], algorithm)
-
-
-def call(operator: str, arguments: tuple[Any, ...]) -> list[Tensor]:
-    results = getattr(torch.ops.convt3d_gemm, operator)(*arguments)
-    return [results] if isinstance(results, Tensor) else list(results)
-
-
 # ---- opcheck -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("algorithm", ["gemm", "native"])
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "native"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_opcheck(
@@ -59,30 +51,34 @@ def test_opcheck(
 ) -> None:
     case = NAMED["two groups"]
     tensors = case.tensors(device, torch.float64, layout, seed=1)
-    arguments = arguments_of(operator, case, tensors, algorithm)
+    arguments = arguments_of(case, tensors, operator, algorithm)
     for argument in arguments:
         if isinstance(argument, Tensor):
             argument.requires_grad_(requires_grad)
     torch.library.opcheck(getattr(torch.ops.convt3d_gemm, operator).default, arguments)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [("odd sizes", torch.float32), ("pointwise", torch.float16), ("kernel = stride", torch.bfloat16)],
 )
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_opcheck_of_more_arguments(operator: str, name: str, dtype: torch.dtype, device: torch.device) -> None:
+def test_opcheck_of_more_arguments(
+    operator: str, name: str, dtype: torch.dtype, algorithm: str, device: torch.device
+) -> None:
     case = NAMED[name]
     tensors = case.tensors(device, dtype, torch.channels_last_3d, seed=2)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     overload = getattr(torch.ops.convt3d_gemm, operator).default
-    torch.library.opcheck(overload, arguments_of(operator, case, tensors), test_utils=tests)
+    torch.library.opcheck(overload, arguments_of(case, tensors, operator, algorithm), test_utils=tests)
 
 
-def test_opcheck_without_bias(device: torch.device) -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_opcheck_without_bias(algorithm: str, device: torch.device) -> None:
     case = NAMED["plain"]
     tensors = case.tensors(device, torch.float32, torch.contiguous_format, seed=3)
-    arguments = (tensors.input.requires_grad_(), tensors.weight, None, *case.operator_parameters)
+    arguments = (tensors.input.requires_grad_(), tensors.weight, None, *case.operator_parameters(algorithm))
     torch.library.opcheck(torch.ops.convt3d_gemm.forward.default, arguments)
 
 
@@ -103,7 +99,7 @@ def _whole(tensors: Tensors) -> Tensors:
     return tensors
 
 
-KINDS = ["plain", "two groups", "depthwise", "pointwise", "kernel = stride", "a line", "empty batch"]
+KINDS = ["plain", "two groups", "depthwise", "pointwise", "kernel = stride", "many channels", "a line", "empty batch"]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +107,8 @@ KINDS = ["plain", "two groups", "depthwise", "pointwise", "kernel = stride", "a 
     [
         ("gemm", torch.float32, _whole, list(NAMED)),
         ("gemm", torch.bfloat16, _views, KINDS),
+        ("direct", torch.float32, _whole, KINDS),
+        ("direct", torch.bfloat16, _views, KINDS),
         ("auto", torch.float16, _whole, KINDS),
         ("native", torch.float32, _whole, KINDS),
         ("native", torch.float64, _views, KINDS),
@@ -132,7 +130,7 @@ def test_fake_results_are_like_real_ones(
     mode = FakeTensorMode()
     for name in names:
         case = NAMED[name]
-        arguments = arguments_of(operator, case, view(case.tensors(device, dtype, layout, seed=4)), algorithm)
+        arguments = arguments_of(case, view(case.tensors(device, dtype, layout, seed=4)), operator, algorithm)
         real = call(operator, arguments)
         with mode:
             fake = call(operator, tuple(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments))
@@ -143,11 +141,12 @@ def test_fake_results_are_like_real_ones(
             assert significant_strides(made) == significant_strides(promised), name
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_meta_results_are_like_real_ones(operator: str) -> None:
+def test_meta_results_are_like_real_ones(operator: str, algorithm: str) -> None:
     case = NAMED["odd sizes"]
     tensors = case.tensors(torch.device("cpu"), torch.float32, torch.channels_last_3d, seed=5)
-    arguments = arguments_of(operator, case, tensors)
+    arguments = arguments_of(case, tensors, operator, algorithm)
     meta = call(operator, tuple(a.to("meta") if isinstance(a, Tensor) else a for a in arguments))
     for made, promised in zip(call(operator, arguments), meta, strict=True):
         assert promised.is_meta
@@ -180,7 +179,8 @@ def _results(model: Callable[[Tensor], Tensor], parameters: list[Tensor], input:
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(
-    ("algorithm", "layout"), [*(("gemm", layout) for layout in LAYOUTS), ("native", torch.channels_last_3d)]
+    ("algorithm", "layout"),
+    [*itertools.product(ALGORITHMS, LAYOUTS), ("native", torch.channels_last_3d)],
 )
 def test_compiled_model(layout: torch.memory_format, algorithm: str, dynamic: bool, device: torch.device) -> None:
     """Forward and backward equal eager ones, for sizes that change as well."""
@@ -199,9 +199,10 @@ def test_compiled_model(layout: torch.memory_format, algorithm: str, dynamic: bo
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own
 @pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler")
-def test_compiled_by_inductor(device: torch.device) -> None:
+@pytest.mark.parametrize("algorithm", ["auto", "direct"])
+def test_compiled_by_inductor(algorithm: str, device: torch.device) -> None:
     torch.manual_seed(0)
-    model = Decoder("auto").to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    model = Decoder(algorithm).to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     compiled = torch.compile(model, fullgraph=True)
     input = torch.randn(2, 4, 3, 4, 5).to(device).contiguous(memory_format=torch.channels_last_3d)
     parameters = list(model.parameters())
@@ -212,8 +213,9 @@ def test_compiled_by_inductor(device: torch.device) -> None:
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_compiled_operator_stays_whole(operator: str, device: torch.device) -> None:
+def test_compiled_operator_stays_whole(operator: str, algorithm: str, device: torch.device) -> None:
     """One node of the graph, in one graph; its gradients too."""
     case = NAMED["odd sizes"]
     tensors = case.tensors(device, torch.float64, torch.contiguous_format, seed=6)
@@ -224,9 +226,9 @@ def test_compiled_operator_stays_whole(operator: str, device: torch.device) -> N
         return graph.forward
 
     compiled = torch.compile(ours, fullgraph=True, backend=backend)
-    results = compiled(case, tensors, operator)
+    results = compiled(case, tensors, operator, algorithm)
     assert [node for node in nodes if "convt3d_gemm" in node] == [f"convt3d_gemm.{operator}"]
-    assert all(torch.equal(a, b) for a, b in zip(results, ours(case, tensors, operator), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(results, ours(case, tensors, operator, algorithm), strict=True))
 
 
 @pytest.mark.usefixtures("_fresh_compiler")

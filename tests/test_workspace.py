@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cases import (
+    ALGORITHMS,
     BOUNDS,
     LAYOUTS,
     NAMED,
@@ -20,6 +22,7 @@ from cases import (
     Tensors,
     native,
     ours,
+    plan_of,
     relative_error,
     tf32,
     workspace_limit,
@@ -51,8 +54,12 @@ def bytes_beside_the_limit(case: Case, tensors: Tensors, operator: str) -> int:
     return sum((tensor.numel() * 4 + 255) // 256 * 256 for tensor in widened)
 
 
-def bytes_of(case: Case, tensors: Tensors, operator: str) -> int:
-    return workspace_bytes(tensors.input, tensors.weight, **case.parameters, operator=operator)
+def bytes_of(case: Case, tensors: Tensors, operator: str, algorithm: str = "gemm") -> int:
+    return workspace_bytes(tensors.input, tensors.weight, **case.parameters, operator=operator, algorithm=algorithm)
+
+
+def _rounded(number: int, multiple: int) -> int:
+    return (number + multiple - 1) // multiple * multiple
 
 
 OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
@@ -101,7 +108,7 @@ def test_limit_is_kept_to(
     tensors = case.tensors(device, dtype, layout, seed=1)
     with tf32(False):
         with workspace_limit(1 << 30):
-            reference = [result.double() for result in ours(case, tensors, operator)]
+            reference = [result.double() for result in ours(case, tensors, operator, "gemm")]
         beside = bytes_beside_the_limit(case, tensors, operator)
         fitting = 0
         for limit in LIMITS:
@@ -111,14 +118,50 @@ def test_limit_is_kept_to(
                 columns = said - beside
                 if columns > limit:
                     with pytest.raises(RuntimeError, match=f"at least {columns} bytes"):
-                        ours(case, tensors, operator)
+                        ours(case, tensors, operator, "gemm")
                     assert allocator.asked == []
                     continue
-                results = ours(case, tensors, operator)
+                results = ours(case, tensors, operator, "gemm")
             assert allocator.asked == [said]
             assert relative_error(results, reference) <= BOUNDS[dtype]
             fitting += 1
     assert fitting >= 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("name", LARGE)
+def test_direct_holds_partial_sums_and_packed_weights_alone(
+    name: str,
+    operator: str,
+    layout: torch.memory_format,
+    dtype: torch.dtype,
+    allocator: Allocator,
+    device: torch.device,
+) -> None:
+    """No columns under any limit; one partial sum under the smallest, and as many as fit under larger ones."""
+    case = LARGE[name]
+    tensors = case.tensors(device, dtype, layout, seed=1)
+    expected = native(case, tensors, operator, torch.float64)
+    one_partial_sum = _rounded(4 * tensors.weight.numel(), 256) if "weight" in operator else 0
+    # Three float32 numbers for each, channels filled up to 64.
+    channels = [_rounded(count // case.groups, 64) for count in (case.in_channels, case.out_channels)]
+    packed = 3 * 4 * math.prod(case.kernel) * math.prod(channels) * case.groups
+    for limit in [1, *LIMITS]:
+        allocator.asked.clear()
+        with tf32(False), workspace_limit(limit):
+            plan = plan_of(case, tensors, operator, "direct")
+            said = bytes_of(case, tensors, operator, "direct")
+            results = ours(case, tensors, operator, "direct")
+        assert plan.fits
+        assert plan.column_bytes == 0
+        assert plan.partial_bytes <= max(_rounded(limit, 256), one_partial_sum)
+        assert plan.weight_bytes <= packed
+        if tensors.input.is_cuda:
+            assert plan.workspace_bytes == plan.partial_bytes + plan.weight_bytes
+        assert allocator.asked == [plan.workspace_bytes] == [said]
+        assert relative_error(results, expected) <= BOUNDS[dtype]
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -139,7 +182,7 @@ def test_pointwise_needs_nothing(device: torch.device) -> None:
     tensors = case.tensors(device, torch.float32, torch.contiguous_format, seed=3)
     assert bytes_of(case, tensors, "forward") == bytes_beside_the_limit(case, tensors, "forward")
     with tf32(False), workspace_limit(1):
-        results = ours(case, tensors, "forward")
+        results = ours(case, tensors, "forward", "gemm")
     assert relative_error(results, native(case, tensors, "forward", torch.float64)) <= BOUNDS[torch.float32]
 
 
@@ -150,25 +193,10 @@ def test_auto_takes_native_where_nothing_fits(
 ) -> None:
     case = NAMED["plain"]
     tensors = case.tensors(device, torch.float32, layout, seed=4)
-    parameters = (*case.operator_parameters[:-1], "auto")
-    operators = torch.ops.convt3d_gemm
-    calls = {
-        "forward": lambda: operators.forward(tensors.input, tensors.weight, tensors.bias, *parameters),
-        "grad_input": lambda: operators.grad_input(
-            tensors.grad_output, tensors.weight, tensors.input.shape[2:], *parameters
-        ),
-        "grad_weight": lambda: operators.grad_weight(
-            tensors.grad_output, tensors.input, tensors.weight.shape[2:], *parameters
-        ),
-        "grad_input_weight": lambda: operators.grad_input_weight(
-            tensors.grad_output, tensors.input, tensors.weight, *parameters
-        ),
-    }
     with tf32(False), workspace_limit(1):
-        results = calls[operator]()
+        results = ours(case, tensors, operator, "auto")
     assert allocator.asked == []
-    given = [results] if isinstance(results, Tensor) else list(results)
-    assert relative_error(given, native(case, tensors, operator, torch.float64)) <= BOUNDS[torch.float32]
+    assert relative_error(results, native(case, tensors, operator, torch.float64)) <= BOUNDS[torch.float32]
 
 
 # ---- memory that can't be had ------------------------------------------------------------------------------
@@ -183,22 +211,27 @@ def test_auto_takes_native_where_nothing_fits(
     ],
     ids=["strided", "grouped", "dilated"],
 )
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize(
+    ("algorithm", "operator"),
+    [*(("gemm", operator) for operator in OPERATORS), ("direct", "grad_weight"), ("direct", "grad_input_weight")],
+)
 def test_smaller_pieces_where_memory_is_short(
-    operator: str, name: str, error: RuntimeError, allocator: Allocator, device: torch.device
+    algorithm: str, operator: str, name: str, error: RuntimeError, allocator: Allocator, device: torch.device
 ) -> None:
     case = LARGE[name]
     tensors = case.tensors(device, torch.float32, torch.contiguous_format, seed=5)
     with workspace_limit(1):
-        smallest = bytes_of(case, tensors, operator)
-    whole = bytes_of(case, tensors, operator)
+        smallest = bytes_of(case, tensors, operator, algorithm)
+    whole = bytes_of(case, tensors, operator, algorithm)
+    if algorithm == "direct" and device.type == "cpu" and smallest == whole:
+        pytest.skip("needs no partial sums")
     assert smallest < whole
     before = get_workspace_limit()
     expected = native(case, tensors, operator, torch.float64)
     for largest in (smallest, 2 * smallest, (smallest + whole) // 2):
         allocator.largest, allocator.error, allocator.asked = largest, error, []
         with tf32(False):
-            results = ours(case, tensors, operator)
+            results = ours(case, tensors, operator, algorithm)
         assert allocator.asked[0] == whole
         assert allocator.asked == sorted(set(allocator.asked), reverse=True)
         assert allocator.asked[-1] <= largest
@@ -206,15 +239,18 @@ def test_smaller_pieces_where_memory_is_short(
     assert get_workspace_limit() == before
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_gives_up_after_the_smallest_pieces(operator: str, allocator: Allocator, device: torch.device) -> None:
+def test_gives_up_after_the_smallest_pieces(
+    operator: str, algorithm: str, allocator: Allocator, device: torch.device
+) -> None:
     case = LARGE["strided"]
     tensors = case.tensors(device, torch.float32, torch.contiguous_format, seed=6)
     with workspace_limit(1):
-        smallest = bytes_of(case, tensors, operator)
+        smallest = bytes_of(case, tensors, operator, algorithm)
     allocator.largest = smallest - 1
     with pytest.raises(OUT_OF_MEMORY, match="CUDA out of memory"):
-        ours(case, tensors, operator)
+        ours(case, tensors, operator, algorithm)
     assert allocator.asked[-1] == smallest
     assert allocator.asked == sorted(set(allocator.asked), reverse=True)
 
@@ -224,7 +260,7 @@ def test_other_errors_are_not_tried_again(allocator: Allocator, device: torch.de
     tensors = case.tensors(device, torch.float32, torch.contiguous_format, seed=7)
     allocator.largest, allocator.error = 0, RuntimeError("CUDA error: an illegal memory access")
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        ours(case, tensors, "forward")
+        ours(case, tensors, "forward", "gemm")
     assert len(allocator.asked) == 1
 
 
@@ -257,16 +293,16 @@ def test_environment(text: str | None, expected: int) -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("limit", [32 * MIB, 256 * MIB])
+@pytest.mark.parametrize(("algorithm", "limit"), [("gemm", 32 * MIB), ("gemm", 256 * MIB), ("direct", 32 * MIB)])
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_peak_memory(layout: torch.memory_format, operator: str, limit: int) -> None:
+def test_peak_memory(layout: torch.memory_format, operator: str, algorithm: str, limit: int) -> None:
     """Beside the results, at most the limit and 64 MiB, for columns of 1.7 GB."""
     case = Case(2, 32, 64, size=(32, 48, 48), kernel=(3, 5, 3), stride=(2, 2, 2))
     tensors = case.tensors(torch.device("cuda"), torch.float32, layout, seed=8)
     tensors = Tensors(*(t.clone(memory_format=torch.preserve_format) for t in vars(tensors).values()))
     with workspace_limit(limit):
-        results = ours(case, tensors, operator)
+        results = ours(case, tensors, operator, algorithm)
         own = sum(result.numel() * result.element_size() for result in results)
         del results
         torch.cuda.synchronize()
@@ -274,7 +310,7 @@ def test_peak_memory(layout: torch.memory_format, operator: str, limit: int) -> 
         free_before, _ = torch.cuda.mem_get_info()
         allocated_before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        results = ours(case, tensors, operator)
+        results = ours(case, tensors, operator, algorithm)
         torch.cuda.synchronize()
         assert torch.cuda.max_memory_allocated() - allocated_before <= own + limit + 64 * MIB
         free_after, _ = torch.cuda.mem_get_info()
@@ -295,7 +331,7 @@ def test_out_of_memory_on_a_gpu() -> None:
     assert bytes_of(case, tensors, "grad_weight") > left
     try:
         with tf32(False):
-            results = ours(case, tensors, "grad_weight")
+            results = ours(case, tensors, "grad_weight", "gemm")
     finally:
         del taken
         torch.cuda.empty_cache()

@@ -14,10 +14,16 @@ namespace convt3d {
 
 Target Target::cuda(int device) {
 #ifdef CONVT3D_WITH_CUDA
-  int multiprocessors = 0;
-  check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
-             "reading the number of multiprocessors");
-  return {Backend::cuda, multiprocessors};
+  const auto attribute = [device](cudaDeviceAttr name) {
+    int value = 0;
+    check_cuda(cudaDeviceGetAttribute(&value, name, device), "reading the device's attributes");
+    return value;
+  };
+  int64_t capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
+  // What only code for 9.0a can do is not there in a build without it.
+  if (capability == 90 && std::string(CONVT3D_CUDA_ARCHITECTURES).find("90a") == std::string::npos) capability = 89;
+  return {Backend::cuda, attribute(cudaDevAttrMultiProcessorCount), capability,
+          attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
 #else
   (void)device;
   throw std::runtime_error(

@@ -1,5 +1,5 @@
 // The half types' conversions: every bit pattern, and every boundary at which rounding changes its mind.
-#include "gemm/cpu/half.h"
+#include "cpu/half.h"
 
 #include <cmath>
 #include <limits>
@@ -9,8 +9,8 @@
 namespace {
 
 using namespace convt3d::test;
-using convt3d::gemm::BFloat16;
-using convt3d::gemm::Float16;
+using convt3d::BFloat16;
+using convt3d::Float16;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 

@@ -6,7 +6,7 @@
 
 #include "check.h"
 #include "convt3d/convt3d.h"
-#include "gemm/cpu/half.h"
+#include "cpu/half.h"
 #include "problems.h"
 #include "reference.h"
 
@@ -14,8 +14,6 @@ namespace {
 
 using namespace convt3d;
 using namespace convt3d::test;
-using gemm::BFloat16;
-using gemm::Float16;
 
 // How a dtype is stored, and the relative error (L2) that a result may have. Half types are computed in float32 and
 // rounded once, so theirs is that of rounding to nearest.
@@ -120,7 +118,8 @@ class Comparison {
         grad_output_(random_tensor<T>(problem_.output_elements(), 4)),
         reference_(problem_, widened(input_), widened(weight_), widened(bias_), widened(grad_output_)) {}
 
-  void run(int64_t limit, int threads) {
+  void run(Algorithm algorithm, int64_t limit, int threads) {
+    algorithm_ = algorithm;
     limit_ = limit;
     threads_ = threads;
     const T *input = input_.data(), *weight = weight_.data(), *bias = bias_.data(), *grad_output = grad_output_.data();
@@ -175,7 +174,7 @@ class Comparison {
  private:
   template <class Call>
   void call(Operator op, const Call& call) {
-    const Plan plan = make_plan(problem_, op, Target::cpu(threads_), limit_);
+    const Plan plan = make_plan(problem_, op, Target::cpu(threads_), limit_, algorithm_);
     Poisoned<unsigned char> workspace(plan.workspace_bytes);
     Execution execution;
     execution.threads = threads_;
@@ -191,7 +190,8 @@ class Comparison {
 
   std::string context(const char* what) const {
     std::ostringstream out;
-    out << named_ << ", limit " << limit_ << ", " << threads_ << " threads: " << what;
+    out << named_ << (algorithm_ == Algorithm::gemm ? ", gemm" : ", direct") << ", limit " << limit_ << ", " << threads_
+        << " threads: " << what;
     return out.str();
   }
 
@@ -199,25 +199,52 @@ class Comparison {
   const Problem& problem_;
   std::vector<T> input_, weight_, bias_, grad_output_;
   Reference reference_;
+  Algorithm algorithm_ = Algorithm::gemm;
   int64_t limit_ = 0;
   int threads_ = 1;
 };
 
+// Problems that the direct algorithm on the CPU cuts: rows and planes into tiles, channels into blocks, and source
+// planes that it cannot keep.
+std::vector<NamedProblem> large_problems() {
+  Problem rows, inputs, outputs;
+  rows.in_channels = 2;
+  rows.out_channels = 3;
+  rows.input = {1, 2, 700};
+  rows.kernel = {1, 2, 3};
+  rows.stride = {1, 1, 2};
+  inputs.in_channels = 70;
+  inputs.out_channels = 2;
+  inputs.input = {4, 16, 16};
+  inputs.kernel = {3, 2, 2};
+  inputs.padding = {1, 0, 1};
+  outputs.in_channels = 2;
+  outputs.out_channels = 37;
+  outputs.input = {3, 15, 11};
+  outputs.kernel = {2, 3, 3};
+  outputs.stride = {1, 2, 2};
+  return {{"long rows", rows}, {"many inputs", inputs}, {"many outputs", outputs}};
+}
+
 template <class T>
 void test_problems() {
-  for (NamedProblem named : problems()) {
+  std::vector<NamedProblem> all = problems();
+  for (const NamedProblem& large : large_problems()) all.push_back(large);
+  for (NamedProblem named : all) {
     for (const Layout layout : {Layout::ncdhw, Layout::ndhwc}) {
       named.problem.layout = layout;
       named.problem.dtype = Storage<T>::dtype;
       named.problem.validate();
       Comparison<T> comparison(named);
-      // Everything at once; pieces of samples, channels, planes and voxels; the smallest pieces there are.
-      comparison.run(int64_t{1} << 30, 1);
-      comparison.run(int64_t{1} << 30, 3);
-      comparison.run(int64_t{1} << 16, 3);
-      comparison.run(int64_t{1} << 13, 1);
-      comparison.run(int64_t{1} << 11, 3);
-      comparison.run(1, 1);
+      for (const Algorithm algorithm : {Algorithm::gemm, Algorithm::direct}) {
+        // Everything at once; pieces of samples, channels, planes and voxels; the smallest pieces there are.
+        comparison.run(algorithm, int64_t{1} << 30, 1);
+        comparison.run(algorithm, int64_t{1} << 30, 3);
+        comparison.run(algorithm, int64_t{1} << 16, 3);
+        comparison.run(algorithm, int64_t{1} << 13, 1);
+        comparison.run(algorithm, int64_t{1} << 11, 3);
+        comparison.run(algorithm, 1, 1);
+      }
     }
   }
 }

@@ -21,6 +21,10 @@ class Operator:
     grad_input_weight: Operator
     grad_bias: Operator
 
+class Algorithm:
+    gemm: Algorithm
+    direct: Algorithm
+
 class Problem:
     """One transposed 3-D convolution; raises RuntimeError where its parameters do not fit together."""
 
@@ -51,15 +55,26 @@ class Target:
     def cuda(device: int) -> Target: ...
 
 class Plan:
-    """How one operator of a problem is cut into pieces that fit a workspace."""
+    """How one operator of a problem is computed: by which kernels, and in pieces that fit a workspace."""
 
-    def __init__(self, problem: Problem, operator: Operator, target: Target, workspace_limit: int) -> None: ...
+    def __init__(
+        self,
+        problem: Problem,
+        operator: Operator,
+        target: Target,
+        workspace_limit: int,
+        algorithm: Algorithm = ...,
+    ) -> None: ...
+    @property
+    def configuration(self) -> str: ...
     @property
     def workspace_bytes(self) -> int: ...
     @property
     def column_bytes(self) -> int: ...
     @property
     def partial_bytes(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
     @property
     def fits(self) -> bool: ...
     @property

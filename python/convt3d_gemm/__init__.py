@@ -1,4 +1,4 @@
-"""Transposed 3-D convolution for PyTorch by GEMM and col2vol, on CPU and CUDA.
+"""Transposed 3-D convolution for PyTorch by GEMM and col2vol or by direct kernels, on CPU and CUDA.
 
 `conv_transpose3d` and `ConvTranspose3d` take what their counterparts in `torch.nn` take, and one keyword more:
 `algorithm`. `replace_conv_transpose3d` swaps every transposed 3-D convolution inside a model.

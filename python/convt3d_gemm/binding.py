@@ -38,4 +38,4 @@ def missing_backend(device_type: str) -> str:
             "this build of convt3d_gemm has no CPU backend, because no CBLAS was found; rebuild it with "
             "scipy-openblas32 installed"
         )
-    return f"algorithm 'gemm' computes on cpu and cuda tensors, but the input is on {device_type}"
+    return f"convt3d_gemm computes on cpu and cuda tensors, but the input is on {device_type}"

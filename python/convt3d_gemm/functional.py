@@ -45,8 +45,8 @@ def conv_transpose3d(
         output_padding: voxels added to the far side; smaller than stride or dilation.
         groups: number of blocks that channels fall into, each connected only within itself; divides Cin and Cout.
         dilation: spacing of the kernel's taps; at least 1.
-        algorithm: "gemm" (columns, then col2vol), "native" (PyTorch's own), or "auto": gemm where it fits the
-            workspace limit, else native.
+        algorithm: "gemm" (columns, then col2vol), "direct" (straight from the tensors, without columns), "native"
+            (PyTorch's own), or "auto": gemm where it fits the workspace limit, else native.
 
     Returns:
         (N, Cout, OD, OH, OW), or (Cout, OD, OH, OW) for an input of one sample.

@@ -8,24 +8,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from convt3d_gemm import gemm, native
+from convt3d_gemm import library, native
 from convt3d_gemm.binding import has_backend, missing_backend
 from convt3d_gemm.parameters import Parameters, SizeArgument
 
 __all__ = ["algorithms", "check_algorithm", "check_tensors", "workspace_bytes"]
 
-_ALGORITHMS = ("auto", "gemm", "native")
+_ALGORITHMS = ("auto", *library.ALGORITHMS, "native")
 
 
 def algorithms() -> tuple[str, ...]:
-    """The names that `algorithm` may take: "auto", "gemm" and "native" (PyTorch's own)."""
+    """The names that `algorithm` may take: "auto", "gemm", "direct" and "native" (PyTorch's own)."""
     return _ALGORITHMS
 
 
 def check_algorithm(algorithm: str) -> None:
     """Raise ValueError unless `algorithm` is one of `algorithms()`."""
-    if algorithm not in _ALGORITHMS:
-        raise ValueError(f"algorithm must be one of {', '.join(map(repr, _ALGORITHMS))}, got {algorithm!r}")
+    _check_one_of("algorithm", algorithm, _ALGORITHMS)
+
+
+def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
 _SIZES = {
@@ -59,21 +63,21 @@ def check_tensors(first_name: str, first: Tensor, **others: Tensor | None) -> No
             raise RuntimeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
 
 
-def _gemm_call(
+def _library_call(
     algorithm: str,
     operator: str,
     input_size: torch.Size,
     weight_size: torch.Size,
     parameters: Parameters,
     like: Tensor,
-) -> gemm.Call | None:
-    """The GEMM path's call where it is the one to compute the operator; None where PyTorch's own is."""
-    if algorithm == "gemm":
-        return gemm.plan_call(operator, input_size, weight_size, parameters, like)
+) -> library.Call | None:
+    """The library's call where one of its algorithms is to compute the operator; None where PyTorch's own is."""
+    if algorithm in library.ALGORITHMS:
+        return library.plan_call(algorithm, operator, input_size, weight_size, parameters, like)
     check_algorithm(algorithm)
     if algorithm == "auto":
         if has_backend(like.device.type):
-            call = gemm.plan_call(operator, input_size, weight_size, parameters, like)
+            call = library.plan_call("gemm", operator, input_size, weight_size, parameters, like)
             return call if call.fits else None
         if like.device.type in ("cpu", "cuda"):
             warnings.warn(f"algorithm 'auto' uses PyTorch's own: {missing_backend(like.device.type)}", stacklevel=2)
@@ -88,21 +92,21 @@ def _check_bias(bias: Tensor, weight: Tensor, parameters: Parameters) -> None:
 
 def _in_layout_of(like: Tensor, result: Tensor) -> Tensor:
     """PyTorch's result in the layout that every algorithm keeps, and that the fake implementations promise."""
-    return result.contiguous(memory_format=gemm.memory_format_of(like))
+    return result.contiguous(memory_format=library.memory_format_of(like))
 
 
 def forward(input: Tensor, weight: Tensor, bias: Tensor | None, parameters: Parameters, algorithm: str) -> Tensor:
     """The transposed convolution of a 5-D input."""
     if not _alike(input, weight) or (bias is not None and not _alike(input, bias)):
         check_tensors("input", input, weight=weight, bias=bias)
-    call = _gemm_call(algorithm, "forward", input.shape, weight.shape, parameters, input)
+    call = _library_call(algorithm, "forward", input.shape, weight.shape, parameters, input)
     if call is None:  # then no plan has checked the rest
         check_tensors("input", input, weight=weight, bias=bias)
     if bias is not None:
         _check_bias(bias, weight, parameters)
     if call is None:
         return _in_layout_of(input, native.forward(input, weight, bias, parameters))
-    return gemm.forward(call, input, weight, bias)
+    return library.forward(call, input, weight, bias)
 
 
 def grad_input(
@@ -111,12 +115,12 @@ def grad_input(
     """The gradient with respect to an input of spatial size `input_size`."""
     check_tensors("grad_output", grad_output, weight=weight)
     size = torch.Size((grad_output.size(0), weight.size(0), *input_size))
-    call = _gemm_call(algorithm, "grad_input", size, weight.shape, parameters, grad_output)
+    call = _library_call(algorithm, "grad_input", size, weight.shape, parameters, grad_output)
     if call is None:
         input = grad_output.new_empty(1).expand(size)  # only its size and dtype are looked at
         result, _ = native.gradients(grad_output, input, weight, parameters, with_input=True, with_weight=False)
         return _in_layout_of(grad_output, result)
-    return gemm.grad_input(call, grad_output, weight)
+    return library.grad_input(call, grad_output, weight)
 
 
 def grad_weight(
@@ -125,12 +129,12 @@ def grad_weight(
     """The gradient with respect to a weight of spatial size `kernel_size`."""
     check_tensors("grad_output", grad_output, input=input)
     size = torch.Size((input.size(1), grad_output.size(1) // max(parameters.groups, 1), *kernel_size))
-    call = _gemm_call(algorithm, "grad_weight", input.shape, size, parameters, input)
+    call = _library_call(algorithm, "grad_weight", input.shape, size, parameters, input)
     if call is None:
         weight = grad_output.new_empty(1).expand(size)
         _, result = native.gradients(grad_output, input, weight, parameters, with_input=False, with_weight=True)
         return _in_layout_of(input, result)
-    return gemm.grad_weight(call, grad_output, input)
+    return library.grad_weight(call, grad_output, input)
 
 
 def grad_input_weight(
@@ -138,11 +142,11 @@ def grad_input_weight(
 ) -> tuple[Tensor, Tensor]:
     """Both gradients at once."""
     check_tensors("grad_output", grad_output, input=input, weight=weight)
-    call = _gemm_call(algorithm, "grad_input_weight", input.shape, weight.shape, parameters, input)
+    call = _library_call(algorithm, "grad_input_weight", input.shape, weight.shape, parameters, input)
     if call is None:
         results = native.gradients(grad_output, input, weight, parameters, with_input=True, with_weight=True)
         return _in_layout_of(input, results[0]), _in_layout_of(input, results[1])
-    return gemm.grad_input_weight(call, grad_output, input, weight)
+    return library.grad_input_weight(call, grad_output, input, weight)
 
 
 def workspace_bytes(
@@ -156,8 +160,9 @@ def workspace_bytes(
     dilation: SizeArgument = 1,
     *,
     operator: str = "forward",
+    algorithm: str = "gemm",
 ) -> int:
-    """Bytes of workspace that algorithm "gemm" takes for one call, under the present workspace limit.
+    """Bytes of workspace that an algorithm takes for one call, under the present workspace limit.
 
     Args:
         input: (N, Cin, D, H, W) or (Cin, D, H, W).
@@ -169,15 +174,15 @@ def workspace_bytes(
         groups: see stride.
         dilation: see stride.
         operator: "forward", "grad_input", "grad_weight" or "grad_input_weight".
+        algorithm: "gemm" or "direct".
 
     Raises:
-        ValueError: an operator that there is not.
+        ValueError: an operator or an algorithm that there is not.
         RuntimeError: arguments that no convolution satisfies.
     """
-    named = ("forward", "grad_input", "grad_weight", "grad_input_weight")
-    if operator not in named:
-        raise ValueError(f"operator must be one of {', '.join(map(repr, named))}, got {operator!r}")
+    _check_one_of("operator", operator, tuple(library.OPERATORS))
+    _check_one_of("algorithm", algorithm, tuple(library.ALGORITHMS))
     if input.dim() == 4:
         input = input.unsqueeze(0)
     parameters = Parameters.make(stride, padding, output_padding, dilation, groups)
-    return gemm.plan_call(operator, input.shape, weight.shape, parameters, input).workspace_bytes
+    return library.plan_call(algorithm, operator, input.shape, weight.shape, parameters, input).workspace_bytes

@@ -1,4 +1,4 @@
-"""The workspace limit: how many bytes of columns the GEMM path may hold at once."""
+"""The workspace limit: how many bytes of columns and partial sums one call may hold at once."""
 
 import os
 
@@ -26,7 +26,7 @@ def set_workspace_limit(limit: int) -> None:
 
     Args:
         limit: bytes, at least 1. The default is 1 GiB, or the environment variable CONVT3D_WORKSPACE_MB in mebibytes.
-            cuBLAS's own workspace (32 MiB) comes on top.
+            cuBLAS's own workspace (32 MiB) and the direct kernels' re-packed weights come on top.
 
     Raises:
         TypeError: `limit` is not an integer.

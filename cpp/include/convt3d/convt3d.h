@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -17,24 +18,35 @@ namespace convt3d {
 
 enum class Operator { forward, grad_input, grad_weight, grad_input_weight, grad_bias };
 
+// gemm: a matrix product makes columns, which col2vol sums (forward), or takes those that vol2col made (gradients).
+// direct: straight from the tensors, without columns.
+enum class Algorithm { gemm, direct };
+
 enum class Backend { cpu, cuda };
 
 // Where a plan is going to run, and how many workers it should keep busy there.
 struct Target {
   Backend backend = Backend::cpu;
-  int64_t parallelism = 1;  // CPU: threads; CUDA: multiprocessors
+  int64_t parallelism = 1;         // CPU: threads; CUDA: multiprocessors
+  int64_t compute_capability = 0;  // CUDA: 90 for 9.0
+  int64_t shared_memory = 0;       // CUDA: bytes of a multiprocessor, for all its blocks
 
-  static Target cpu(int threads) { return {Backend::cpu, threads}; }
+  static Target cpu(int threads) { return {Backend::cpu, threads, 0, 0}; }
   static Target cuda(int device);  // throws std::runtime_error without a CUDA backend or device
 };
 
-// How one operator of one problem is cut into pieces that fit the workspace. Extents are the largest of their kind:
-// the last piece may be smaller.
+namespace direct {
+struct Schedule;
+}
+
+// How one operator of one problem is computed: which kernels, and in which pieces, so that the workspace suffices.
 struct Plan {
   Problem problem;
   Operator op = Operator::forward;
   Target target;
+  Algorithm algorithm = Algorithm::gemm;
 
+  // Algorithm gemm. Extents are the largest of their kind: the last piece may be smaller.
   DataType column_dtype = DataType::float32;
   int64_t samples = 1;        // samples whose columns are held at once
   int64_t channels = 1;       // output channels held at once: whole groups, or a part of one group (forward only)
@@ -42,18 +54,26 @@ struct Plan {
   int64_t voxels = 1;         // input voxels per sample whose columns are held at once
   int64_t splits = 1;         // equal parts of `voxels` that grad_weight reduces side by side
   int64_t reduction = 0;      // the longest sum that grad_weight leaves to one product
-  int64_t partials = 0;       // partial sums of grad_weight or grad_bias, held in the accumulation type
+
+  // Algorithm direct.
+  std::shared_ptr<const direct::Schedule> schedule;
+  std::string configuration;  // the names of the kernels
+
+  int64_t partials = 0;  // partial sums of grad_weight or grad_bias, held in the accumulation type
 
   int64_t column_bytes = 0;
   int64_t partial_bytes = 0;
+  int64_t weight_bytes = 0;      // weights packed in the order in which a direct kernel takes them
   int64_t conversion_bytes = 0;  // operands widened to float32 (half types on the CPU)
   int64_t library_bytes = 0;     // cuBLAS's own workspace, which the limit does not count
   int64_t workspace_bytes = 0;   // all of the above: what the caller allocates, aligned to 256 bytes
   bool fits = true;              // false where even the smallest pieces exceed the limit
 };
 
-// Cuts `op` into pieces whose columns and partial sums take at most `workspace_limit` bytes, if that can be.
-Plan make_plan(const Problem& problem, Operator op, const Target& target, int64_t workspace_limit);
+// Chooses the kernels of `algorithm` for `op`, and cuts the work into pieces whose columns and partial sums take at
+// most `workspace_limit` bytes, if that can be.
+Plan make_plan(const Problem& problem, Operator op, const Target& target, int64_t workspace_limit,
+               Algorithm algorithm = Algorithm::gemm);
 
 // The device and stream (a cudaStream_t) that CUDA work goes to, and the threads that CPU work may use.
 struct Execution {
@@ -69,7 +89,7 @@ void grad_input(const Plan& plan, const void* grad_output, const void* weight, v
                 const Execution& execution);
 void grad_weight(const Plan& plan, const void* grad_output, const void* input, void* grad_weight, void* workspace,
                  const Execution& execution);
-// Both gradients with one vol2col per chunk.
+// Both gradients; with Algorithm::gemm from one vol2col per chunk.
 void grad_input_weight(const Plan& plan, const void* grad_output, const void* input, const void* weight,
                        void* grad_input, void* grad_weight, void* workspace, const Execution& execution);
 void grad_bias(const Plan& plan, const void* grad_output, void* grad_bias, void* workspace, const Execution& execution);

@@ -3,20 +3,9 @@
 
 #include "convt3d/convt3d.h"
 #include "gemm/driver.h"
+#include "operands.h"
 
 namespace convt3d::gemm {
-
-// The tensors of one call; those that the plan's operator does not use are null.
-struct Operands {
-  const void* input = nullptr;
-  const void* weight = nullptr;
-  const void* bias = nullptr;
-  const void* grad_output = nullptr;
-  void* output = nullptr;
-  void* grad_input = nullptr;
-  void* grad_weight = nullptr;
-  void* grad_bias = nullptr;
-};
 
 void run_cpu(const Plan& plan, const Operands& operands, void* workspace, const Execution& execution);
 void run_cuda(const Plan& plan, const Operands& operands, void* workspace, const Execution& execution);

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "convt3d/problem.h"
+#include "operands.h"
 
 namespace convt3d::gemm {
 
@@ -40,20 +41,6 @@ struct ColumnStrides {
     const int64_t voxels = problem.input_voxels(), channels = problem.out_channels;
     if (problem.layout == Layout::ncdhw) return {voxels, channels * voxels, problem.group_out_channels() * voxels};
     return {channels, voxels * channels, problem.group_out_channels()};
-  }
-};
-
-// Element strides of a dense volume (N, C, D, H, W), whatever its layout.
-struct VolumeStrides {
-  int64_t sample, channel, voxel;
-
-  VolumeStrides(Layout layout, int64_t channels, int64_t voxels)
-      : sample(channels * voxels),
-        channel(layout == Layout::ncdhw ? voxels : 1),
-        voxel(layout == Layout::ncdhw ? 1 : channels) {}
-
-  int64_t offset(int64_t sample_index, int64_t channel_index, int64_t voxel_index) const {
-    return sample_index * sample + channel_index * channel + voxel_index * voxel;
   }
 };
 

@@ -11,18 +11,14 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
 #include "gemm/columns.h"
 #include "gemm/gemm.h"
 #include "gemm/plan.h"
 #include "geometry.h"
+#include "operands.h"
 
 namespace convt3d::gemm {
-
-// float64 sums in float64, everything else in float32.
-template <class T>
-using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <class Backend, class T>
 class Driver {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "cpu/widened.h"
 #include "geometry.h"
 
 namespace convt3d::gemm {
@@ -179,14 +180,6 @@ bool addressable(const Problem& problem, const Target& target) {
   constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
   return target.backend == Backend::cuda || std::max({problem.input_voxels(), problem.in_channels, problem.out_channels,
                                                       problem.group_out_channels() * problem.taps()}) <= kLargest;
-}
-
-// Float32 copies of everything that an operator reads and writes, each aligned.
-int64_t widened_bytes(const Problem& problem, Operator op) {
-  const auto tensor = [](int64_t elements) { return align(elements * int64_t{sizeof(float)}); };
-  const int64_t input = tensor(problem.input_elements()), weight = tensor(problem.weight_elements());
-  const int64_t bytes = tensor(problem.output_elements()) + input + weight + tensor(problem.out_channels);
-  return op == Operator::grad_input_weight ? bytes + input + weight : bytes;
 }
 
 bool is_half(DataType dtype) { return element_size(dtype) == 2; }

@@ -44,6 +44,7 @@ PYBIND11_MODULE(_C, m) {
       .value("bfloat16", DataType::bfloat16);
   py::enum_<Layout>(m, "Layout").value("ncdhw", Layout::ncdhw).value("ndhwc", Layout::ndhwc);
   py::enum_<Precision>(m, "Precision").value("ieee", Precision::ieee).value("tf32", Precision::tf32);
+  py::enum_<Algorithm>(m, "Algorithm").value("gemm", Algorithm::gemm).value("direct", Algorithm::direct);
   py::enum_<Operator>(m, "Operator")
       .value("forward", Operator::forward)
       .value("grad_input", Operator::grad_input)
@@ -71,10 +72,13 @@ PYBIND11_MODULE(_C, m) {
 
   const auto release = py::call_guard<py::gil_scoped_release>();
   py::class_<Plan>(m, "Plan")
-      .def(py::init(&make_plan), py::arg("problem"), py::arg("operator"), py::arg("target"), py::arg("workspace_limit"))
+      .def(py::init(&make_plan), py::arg("problem"), py::arg("operator"), py::arg("target"), py::arg("workspace_limit"),
+           py::arg("algorithm") = Algorithm::gemm)
+      .def_readonly("configuration", &Plan::configuration)
       .def_readonly("workspace_bytes", &Plan::workspace_bytes)
       .def_readonly("column_bytes", &Plan::column_bytes)
       .def_readonly("partial_bytes", &Plan::partial_bytes)
+      .def_readonly("weight_bytes", &Plan::weight_bytes)
       .def_readonly("fits", &Plan::fits)
       .def_readonly("samples", &Plan::samples)
       .def_readonly("channels", &Plan::channels)

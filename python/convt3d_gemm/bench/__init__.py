@@ -14,4 +14,6 @@ The parts, in the order in which a run goes through them:
   - ``timing``: the clock, and taking turns;
 
 - ``report``: tables, progress and JSON (the only part that needs ``rich``).
+
+``targets`` is for the scripts in ``benchmarks/``, which hold single figures against what they must reach.
 """

@@ -63,7 +63,7 @@ def _native_grad_input_weight(
     return grad_input, grad_weight
 
 
-def _of_this_package(name: str, workspace: Workspace | None = None) -> Algorithm:
+def _of_this_package(name: str) -> Algorithm:
     """An algorithm that this package has under ``name``."""
 
     def forward(layer: Layer, input: Tensor, weight: Tensor) -> Tensor:
@@ -83,11 +83,11 @@ def _of_this_package(name: str, workspace: Workspace | None = None) -> Algorithm
         )
         return grad_input, grad_weight
 
+    def workspace(layer: Layer, operator: Operator, input: Tensor, weight: Tensor) -> int:
+        parameters = layer.functional_parameters
+        return workspace_bytes(input, weight, None, *parameters, operator=operator, algorithm=name)
+
     return Algorithm(name, forward, grad_input_weight, workspace=workspace)
-
-
-def _gemm_workspace(layer: Layer, operator: Operator, input: Tensor, weight: Tensor) -> int:
-    return workspace_bytes(input, weight, None, *layer.functional_parameters, operator=operator)
 
 
 def _aten_forward(layer: Layer, input: Tensor, weight: Tensor) -> Tensor:
@@ -117,7 +117,8 @@ ALGORITHMS: dict[str, Algorithm] = {
     algorithm.name: algorithm
     for algorithm in (
         Algorithm("native", _native_forward, _native_grad_input_weight),
-        _of_this_package("gemm", _gemm_workspace),
+        _of_this_package("gemm"),
+        _of_this_package("direct"),
         # The same algorithm as gemm, as PyTorch has it.
         Algorithm("aten", _aten_forward, _native_grad_input_weight, refusal=_aten_refusal),
     )
@@ -127,4 +128,4 @@ ALGORITHMS: dict[str, Algorithm] = {
 BASELINE = "native"
 
 #: Those that run when none are asked for.
-DEFAULT_ALGORITHMS = (BASELINE, "gemm")
+DEFAULT_ALGORITHMS = (BASELINE, "gemm", "direct")

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/sums.h"
 #include "gemm/cpu/backend.h"
 #include "parallel.h"
 
@@ -221,15 +222,7 @@ void CpuBackend::fill_bias(const Problem& problem, const T* bias, T* volume) con
 
 template <class T>
 void CpuBackend::sum_partials(const T* partials, int64_t count, int64_t elements, T* result) const {
-  constexpr int64_t kRun = 4096;
-  parallel_for(threads_, (elements + kRun - 1) / kRun, [&](int64_t run) {
-    const int64_t begin = run * kRun, end = std::min(begin + kRun, elements);
-    for (int64_t i = begin; i < end; ++i) {
-      double sum = 0;
-      for (int64_t part = 0; part < count; ++part) sum += partials[part * elements + i];
-      result[i] = static_cast<T>(sum);
-    }
-  });
+  convt3d::sum_partials(partials, count, elements, result, threads_);
 }
 
 template <class T>

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "cuda/check.h"
+#include "cuda/sums.h"
 #include "gemm/columns.h"
 #include "gemm/cuda/cublas.h"
 #include "gemm/driver.h"
@@ -44,7 +45,9 @@ class CudaBackend {
   void fill_bias(const Problem& problem, const T* bias, T* volume) const;
 
   template <class T>
-  void sum_partials(const Accumulator<T>* partials, int64_t count, int64_t elements, T* result) const;
+  void sum_partials(const Accumulator<T>* partials, int64_t count, int64_t elements, T* result) const {
+    convt3d::sum_partials<T>(partials, count, elements, result, stream_);
+  }
 
   template <class T>
   void bias_partials(const Problem& problem, int64_t count, const T* volume, Accumulator<T>* partials) const;

@@ -1,5 +1,4 @@
-// The sums beside the products: bias written ahead of a pointwise product, partial sums added up, and the bias
-// gradient.
+// What is added beside the products: bias written ahead of a pointwise product, and the bias gradient's partial sums.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -22,17 +21,6 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t index = blockIdx.y; index < volumes; index += gridDim.y) {
     volume[index * elements + element] = bias[ChannelsFirst ? index % channels : element % channels];
   }
-}
-
-// One thread adds one element of all partial sums, from the first to the last. Bound by reading them.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    sum_partials_kernel(const Accumulator<T>* partials, int64_t count, int64_t elements, T* result) {
-  const int64_t element = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (element >= elements) return;
-  Accumulator<T> sum = 0;
-  for (int64_t part = 0; part < count; ++part) sum += partials[part * elements + element];
-  result[element] = static_cast<T>(sum);
 }
 
 // Where one part of `count` begins in `total` items.
@@ -106,12 +94,6 @@ void CudaBackend::fill_bias(const Problem& problem, const T* bias, T* volume) co
 }
 
 template <class T>
-void CudaBackend::sum_partials(const Accumulator<T>* partials, int64_t count, int64_t elements, T* result) const {
-  sum_partials_kernel<T><<<blocks_for(elements), kThreads, 0, stream_>>>(partials, count, elements, result);
-  check_cuda(cudaGetLastError(), "launching sum_partials");
-}
-
-template <class T>
 void CudaBackend::bias_partials(const Problem& problem, int64_t count, const T* volume,
                                 Accumulator<T>* partials) const {
   const int64_t channels = problem.out_channels, voxels = problem.output_voxels();
@@ -125,9 +107,8 @@ void CudaBackend::bias_partials(const Problem& problem, int64_t count, const T* 
   check_cuda(cudaGetLastError(), "launching bias_partials");
 }
 
-#define CONVT3D_INSTANTIATE(T)                                                                   \
-  template void CudaBackend::fill_bias(const Problem&, const T*, T*) const;                      \
-  template void CudaBackend::sum_partials<T>(const Accumulator<T>*, int64_t, int64_t, T*) const; \
+#define CONVT3D_INSTANTIATE(T)                                              \
+  template void CudaBackend::fill_bias(const Problem&, const T*, T*) const; \
   template void CudaBackend::bias_partials<T>(const Problem&, int64_t, const T*, Accumulator<T>*) const;
 CONVT3D_INSTANTIATE(double)
 CONVT3D_INSTANTIATE(float)

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-namespace convt3d::gemm {
+namespace convt3d {
 
 inline uint32_t bits_of(float value) {
   uint32_t bits;
@@ -59,4 +59,4 @@ struct BFloat16 {
   }
 };
 
-}  // namespace convt3d::gemm
+}  // namespace convt3d

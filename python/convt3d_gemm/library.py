@@ -1,4 +1,4 @@
-"""The GEMM path on torch tensors: it makes the plan, allocates results and workspace, and calls the C++ library.
+"""The C++ library's algorithms on torch tensors: the plan, memory for results and workspace, and the call.
 
 Sizes are PyTorch's: input (N, Cin, D, H, W), weight (Cin, Cout / groups, kd, kh, kw), output (N, Cout, OD, OH, OW).
 A tensor in channels_last_3d is computed in that layout and gives results in it; others are made contiguous.
@@ -19,6 +19,8 @@ from convt3d_gemm.parameters import Parameters
 from convt3d_gemm.settings import get_workspace_limit
 
 __all__ = [
+    "ALGORITHMS",
+    "OPERATORS",
     "Call",
     "forward",
     "grad_input",
@@ -28,8 +30,13 @@ __all__ = [
     "plan_call",
 ]
 
-#: The operators by name. (Enumerations of the binding are slow to hash, and every call looks its plan up.)
-_OPERATORS = {
+#: The algorithms and the operators by name. (The binding's enumerations are slow to hash, and every call looks its plan
+#: up.)
+ALGORITHMS = {
+    "gemm": _C.Algorithm.gemm,
+    "direct": _C.Algorithm.direct,
+}
+OPERATORS = {
     "forward": _C.Operator.forward,
     "grad_input": _C.Operator.grad_input,
     "grad_weight": _C.Operator.grad_weight,
@@ -57,6 +64,7 @@ class Call(NamedTuple):
     """What one operator on tensors of one description needs: made once, and remembered.
 
     Attributes:
+        algorithm: its name.
         operator: its name.
         input_size: (N, Cin, D, H, W).
         weight_size: (Cin, Cout / groups, kd, kh, kw).
@@ -67,12 +75,13 @@ class Call(NamedTuple):
         device: of all tensors.
         threads: for work on a CPU.
         limit: of the workspace, in bytes.
-        plan: how the C++ library cuts the operator under that limit.
+        plan: how the C++ library computes the operator under that limit.
         fits: whether it can.
         workspace_bytes: that the plan takes, cuBLAS's own included.
         output_size: (N, Cout, OD, OH, OW).
     """
 
+    algorithm: str
     operator: str
     input_size: torch.Size
     weight_size: torch.Size
@@ -95,7 +104,7 @@ class Call(NamedTuple):
 
     def within(self, limit: int) -> Call:
         """The same operator under another workspace limit."""
-        return _planned(*self[:9], limit)
+        return _planned(*self[:10], limit)
 
 
 def _check_sizes(input_size: torch.Size, weight_size: torch.Size, dtype: torch.dtype) -> None:
@@ -116,6 +125,7 @@ def _check_sizes(input_size: torch.Size, weight_size: torch.Size, dtype: torch.d
 
 @functools.lru_cache(maxsize=4096)
 def _planned(
+    algorithm: str,
     operator: str,
     input_size: torch.Size,
     weight_size: torch.Size,
@@ -144,10 +154,11 @@ def _planned(
         precision=_C.Precision.tf32 if tf32 else _C.Precision.ieee,
     )
     if not has_backend(device.type):
-        raise RuntimeError(missing_backend(device.type))
+        raise RuntimeError(f"algorithm {algorithm!r}: {missing_backend(device.type)}")
     target = _C.Target.cpu(threads) if device.type == "cpu" else _C.Target.cuda(device.index)
-    plan = _C.Plan(problem, _OPERATORS[operator], target, limit)
+    plan = _C.Plan(problem, OPERATORS[operator], target, limit, ALGORITHMS[algorithm])
     return Call(
+        algorithm,
         operator,
         input_size,
         weight_size,
@@ -166,12 +177,18 @@ def _planned(
 
 
 def plan_call(
-    operator: str, input_size: torch.Size, weight_size: torch.Size, parameters: Parameters, like: Tensor
+    algorithm: str,
+    operator: str,
+    input_size: torch.Size,
+    weight_size: torch.Size,
+    parameters: Parameters,
+    like: Tensor,
 ) -> Call:
     """Plan an operator under the present workspace limit, number of threads and TF32 setting.
 
     Args:
-        operator: "forward", "grad_input", "grad_weight" or "grad_input_weight".
+        algorithm: of `ALGORITHMS`.
+        operator: of `OPERATORS`.
         input_size: (N, Cin, D, H, W).
         weight_size: (Cin, Cout / groups, kd, kh, kw).
         parameters: of the convolution.
@@ -184,6 +201,7 @@ def plan_call(
     device, dtype = like.device, like.dtype
     on_cuda = like.is_cuda
     return _planned(
+        algorithm,
         operator,
         input_size,
         weight_size,
@@ -204,9 +222,9 @@ def _allocate_workspace(call: Call) -> tuple[_C.Plan, Tensor]:
     """
     if not call.fits:
         raise RuntimeError(
-            f"algorithm 'gemm' needs a workspace of at least {call.limited_bytes} bytes for input of size "
+            f"algorithm {call.algorithm!r} needs a workspace of at least {call.limited_bytes} bytes for input of size "
             f"{tuple(call.input_size)} and weight of size {tuple(call.weight_size)}, but the limit is {call.limit}; "
-            "raise it with set_workspace_limit, or use algorithm='native'"
+            "raise it with set_workspace_limit, or use algorithm 'direct' or 'native'"
         )
     while True:
         try:
@@ -286,7 +304,7 @@ def grad_weight(call: Call, grad_output: Tensor, input: Tensor) -> Tensor:
 
 
 def grad_input_weight(call: Call, grad_output: Tensor, input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Both gradients, from one set of columns."""
+    """Both gradients; with algorithm "gemm" from one set of columns."""
     _check_grad_output(call, grad_output)
     plan, workspace = _allocate_workspace(call)
     grad_output = grad_output.contiguous(memory_format=call.memory_format)

@@ -1,0 +1,107 @@
+// What the kernels in plain CUDA share: the gather of direct/gather.h with its contacts in closed form, so that no
+// table bounds kernel, stride or dilation, and where elements lie in memory.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "convt3d/convt3d.h"
+#include "geometry.h"
+
+namespace convt3d::direct {
+
+// The contacts of one residue along one axis: the i-th of `count` is tap + i * tap_step, at offset + i * offset_step.
+template <class Index>
+struct Contacts {
+  Index tap = 0, tap_step = 0;
+  Index offset = 0, offset_step = 0;
+  Index count = 0;
+
+  // Leaves those with lowest <= offset <= highest.
+  CONVT3D_HOST_DEVICE void clip(Index lowest, Index highest) {
+    const bool rises = offset_step > 0;
+    const Index step = rises ? offset_step : -offset_step;
+    const Index before = rises ? lowest - offset : offset - highest;
+    const Index skipped = before > 0 ? (before + step - 1) / step : 0;
+    tap += skipped * tap_step;
+    offset += skipped * offset_step;
+    count -= skipped;
+    const Index room = rises ? highest - offset : offset - lowest;
+    count = room < 0 || count <= 0 ? 0 : smaller(count, room / step + 1);
+  }
+};
+
+// One axis of the gather, with blocks of one destination position.
+template <class Index>
+struct AxisGather {
+  Axis<Index> axis;
+  bool forward = true;
+  Index destination = 1, source = 1;                // positions
+  Index destination_stride = 1, source_stride = 1;  // S and M
+  Index residues = 1;                               // those that hold any destination position
+  Index positions = 1;                              // of q
+
+  AxisGather() = default;
+  AxisGather(const Problem& problem, Operator op, int which)
+      : axis(problem, which),
+        forward(op == Operator::forward),
+        destination(forward ? axis.output : axis.input),
+        source(forward ? axis.input : axis.output),
+        destination_stride(forward ? axis.stride : 1),
+        source_stride(forward ? 1 : axis.stride),
+        residues(smaller(destination_stride, destination)),
+        positions((destination + destination_stride - 1) / destination_stride) {}
+
+  // The contacts of `residue` that reach a source from any q in [first, last].
+  CONVT3D_HOST_DEVICE Contacts<Index> contacts(Index residue, Index first, Index last) const {
+    Contacts<Index> contacts;
+    if (forward) {
+      contacts.tap = axis.first_tap(residue);
+      if (contacts.tap >= axis.kernel) return contacts;
+      contacts.tap_step = axis.tap_step;
+      // The division leaves nothing over.
+      contacts.offset = (residue + axis.padding - contacts.tap * axis.dilation) / axis.stride;
+      contacts.offset_step = -axis.index_step;
+      contacts.count = axis.by_tap_step.quotient(axis.kernel - 1 - contacts.tap) + 1;
+    } else {
+      contacts.tap_step = 1;
+      contacts.offset = residue * axis.stride - axis.padding;
+      contacts.offset_step = axis.dilation;
+      contacts.count = axis.kernel;
+    }
+    contacts.clip(-source_stride * last, source - 1 - source_stride * first);
+    return contacts;
+  }
+};
+
+// What neighbours lie apart, in elements.
+struct VolumeSteps {
+  int64_t sample = 0, channel = 0, voxel = 0;
+
+  VolumeSteps() = default;
+  VolumeSteps(Layout layout, int64_t channels, int64_t voxels)
+      : sample(channels * voxels),
+        channel(layout == Layout::ncdhw ? voxels : 1),
+        voxel(layout == Layout::ncdhw ? 1 : channels) {}
+};
+
+struct WeightSteps {
+  int64_t group = 0, input_channel = 0, output_channel = 0, tap = 0;
+
+  WeightSteps() = default;
+  explicit WeightSteps(const Problem& problem)
+      : group(problem.group_in_channels() * problem.group_out_channels() * problem.taps()),
+        input_channel(problem.group_out_channels() * problem.taps()),
+        output_channel(problem.layout == Layout::ncdhw ? problem.taps() : 1),
+        tap(problem.layout == Layout::ncdhw ? 1 : problem.group_out_channels()) {}
+};
+
+// Forward or grad_input, where a group has at most four destination channels and the weights of one fit beside the
+// sums: bound by memory, so not padded to the tiles of gather_simt. False for the geometries that it is not compiled
+// for, or whose tensors take 64-bit indices.
+template <class T>
+bool gather_narrow_groups(const Problem& problem, Operator op, const T* source, const T* weight, const T* bias,
+                          T* destination, cudaStream_t stream);
+
+}  // namespace convt3d::direct

@@ -1,0 +1,405 @@
+#include "direct/gather.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <set>
+
+namespace convt3d::direct {
+namespace {
+
+// 16-byte pieces that a thread may load ahead for the next stage, in 24 registers: four each, but a half type's
+// channels take one each until they have all arrived.
+int maximum_units(const Problem& problem) { return problem.dtype == DataType::float32 ? 6 : 3; }
+constexpr int64_t kBlockOverhead = 1024;  // of shared memory, that the driver keeps for each block
+constexpr int64_t kShortestExactSum = 192;
+constexpr int64_t kLimit = std::numeric_limits<int32_t>::max() / 2;
+
+// The kernels that there are: sums for `slots` residues by `columns` channels by 16 * row_blocks positions, in
+// slots * columns * row_blocks / 2 registers of a thread; the exact ones have twice as many.
+struct Configuration {
+  int slots, columns, row_blocks;
+  bool exact;
+};
+constexpr Configuration kTensorGathers[] = {
+    {1, 8, 1, false}, {1, 16, 1, false}, {1, 24, 1, false}, {1, 32, 1, false}, {1, 48, 1, false}, {1, 64, 1, false},
+    {1, 8, 2, false}, {1, 16, 2, false}, {1, 24, 2, false}, {1, 32, 2, false}, {1, 48, 2, false}, {1, 64, 2, false},
+    {2, 8, 2, false}, {2, 16, 2, false}, {2, 24, 1, false}, {2, 32, 1, false}, {2, 48, 1, false}, {2, 64, 1, false},
+    {4, 8, 1, false}, {4, 8, 2, false},  {4, 16, 1, false}, {4, 24, 1, false}, {4, 32, 1, false}, {1, 8, 1, true},
+    {1, 16, 1, true}, {1, 24, 1, true},  {1, 32, 1, true},  {1, 48, 1, true},  {1, 64, 1, true},  {2, 8, 1, true},
+    {2, 16, 1, true}, {2, 24, 1, true},  {2, 32, 1, true},  {4, 8, 1, true},   {4, 16, 1, true},
+};
+
+int64_t ceil_quotient(int64_t numerator, int64_t divisor) { return (numerator + divisor - 1) / divisor; }
+
+int64_t element_bytes(const Problem& problem) { return problem.dtype == DataType::float32 ? 4 : 2; }
+
+// The distinct offsets of residues [first, first + count), ascending.
+std::vector<int64_t> offsets_of(const GatherAxis& axis, int64_t first, int64_t count) {
+  std::set<int64_t> offsets;
+  for (int64_t residue = first; residue < std::min(first + count, axis.destination_stride); ++residue) {
+    for (const Contact& contact : axis.residues[residue]) offsets.insert(contact.offset);
+  }
+  return {offsets.begin(), offsets.end()};
+}
+
+// The tap that residue has at an offset, or -1.
+int64_t tap_at(const GatherAxis& axis, int64_t residue, int64_t offset) {
+  if (residue >= axis.destination_stride) return -1;
+  for (const Contact& contact : axis.residues[residue]) {
+    if (contact.offset == offset) return contact.tap;
+  }
+  return -1;
+}
+
+// Residues share a block of threads from the width outwards, since those along the width make whole rows.
+void place_slots(const std::array<GatherAxis, 3>& axes, TensorGather& gather) {
+  int left = gather.slots;
+  gather.phase_blocks = 1;
+  for (int axis = 2; axis >= 0; --axis) {
+    int extent = 1, bits = 0;
+    for (; extent < left && extent < axes[axis].destination_stride; ++bits) extent *= 2;
+    gather.slot_bits[axis] = bits;
+    gather.slot_extent[axis] = extent;
+    left /= extent;
+    gather.phase_blocks *= static_cast<int>(ceil_quotient(axes[axis].destination_stride, extent));
+  }
+}
+
+// The lists that the kernel walks through. False where they do not fit.
+bool make_tables(const Problem& problem, const std::array<GatherAxis, 3>& axes, TensorGather& gather) {
+  GatherTables& tables = gather.tables;
+  int64_t blocks[3];
+  for (int axis = 0; axis < 3; ++axis) {
+    blocks[axis] = ceil_quotient(axes[axis].destination_stride, gather.slot_extent[axis]);
+  }
+  int stage_count = 0, step_count = 0, tap_count = 0, phase_count = 0;
+  for (int64_t block = 0; block < gather.phase_blocks; ++block) {
+    const int64_t along[3] = {block / blocks[2] / blocks[1], block / blocks[2] % blocks[1], block % blocks[2]};
+    PhaseBlock& phase = tables.phases[phase_count++];
+    std::vector<int64_t> offsets[3];
+    for (int axis = 0; axis < 3; ++axis) {
+      const int64_t first = along[axis] * gather.slot_extent[axis];
+      phase.residue[axis] = static_cast<int16_t>(first);
+      offsets[axis] = offsets_of(axes[axis], first, gather.slot_extent[axis]);
+    }
+    phase.first_stage = static_cast<uint16_t>(stage_count);
+    phase.stages = 0;
+    if (offsets[0].empty() || offsets[1].empty() || offsets[2].empty()) continue;  // no tap: the bias alone
+    phase.origin[0] = static_cast<int32_t>(offsets[1].front());
+    phase.origin[1] = static_cast<int32_t>(offsets[2].front());
+    for (const int64_t depth : offsets[0]) {
+      if (stage_count == kMaximumStages) return false;
+      GatherStage& stage = tables.stages[stage_count];
+      stage.depth_offset = static_cast<int32_t>(depth);
+      stage.first_step = static_cast<uint16_t>(step_count);
+      stage.first_tap = static_cast<uint16_t>(tap_count);
+      for (const int64_t height : offsets[1]) {
+        for (const int64_t width : offsets[2]) {
+          const int64_t row = height - offsets[1].front(), column = width - offsets[2].front();
+          const int64_t stride = gather.source_stride[2];
+          GatherStep step;
+          step.shift = static_cast<int32_t>(
+              16 * (row * gather.row_pitch + column % stride * gather.residue_pitch + column / stride));
+          for (int slot = 0; slot < gather.slots; ++slot) {
+            const int extent_w = gather.slot_extent[2], extent_h = gather.slot_extent[1];
+            const int64_t taps[3] = {tap_at(axes[0], phase.residue[0] + slot / extent_w / extent_h, depth),
+                                     tap_at(axes[1], phase.residue[1] + slot / extent_w % extent_h, height),
+                                     tap_at(axes[2], phase.residue[2] + slot % extent_w, width)};
+            if (taps[0] < 0 || taps[1] < 0 || taps[2] < 0) continue;
+            if (tap_count == kMaximumSteps) return false;
+            step.slots |= 1u << slot;
+            step.weights[slot] =
+                static_cast<uint16_t>((tap_count - stage.first_tap) * 2 * gather.stage_k_steps() * gather.columns);
+            gather.tap_order[tap_count++] =
+                static_cast<uint16_t>((taps[0] * problem.kernel[1] + taps[1]) * problem.kernel[2] + taps[2]);
+          }
+          if (step.slots == 0) continue;
+          for (int group = 0; group < gather.channel_groups; ++group) {
+            if (step_count == kMaximumSteps) return false;
+            tables.steps[step_count++] = step;
+            step.shift += 32 * gather.k_steps * gather.source_positions;
+            for (uint16_t& weights : step.weights)
+              weights += static_cast<uint16_t>(2 * gather.k_steps * gather.columns);
+          }
+        }
+      }
+      stage.steps = static_cast<uint16_t>(step_count - stage.first_step);
+      stage.taps = static_cast<uint16_t>(tap_count - stage.first_tap);
+      if (stage.steps > 0) {
+        ++stage_count;
+        ++phase.stages;
+      }
+    }
+  }
+  gather.taps = tap_count;
+  return true;
+}
+
+// How far the offsets of one block of residues reach, at most.
+int64_t reach(const GatherAxis& axis, int slots) {
+  int64_t most = 0;
+  for (int64_t first = 0; first < axis.destination_stride; first += slots) {
+    const std::vector<int64_t> offsets = offsets_of(axis, first, slots);
+    if (!offsets.empty()) most = std::max(most, offsets.back() - offsets.front());
+  }
+  return most;
+}
+
+void set_tile(const std::array<GatherAxis, 3>& axes, const int64_t (&tile)[3], TensorGather& gather) {
+  for (int axis = 0; axis < 3; ++axis) {
+    gather.tile[axis] = static_cast<int>(tile[axis]);
+    gather.tiles[axis] = ceil_quotient(axes[axis].positions(), tile[axis]);
+  }
+  gather.rows = static_cast<int>((tile[1] - 1) * axes[1].source_stride + reach(axes[1], gather.slot_extent[1]) + 1);
+  gather.residue_pitch = static_cast<int>(tile[2] + reach(axes[2], gather.slot_extent[2]) / axes[2].source_stride);
+  gather.row_pitch = static_cast<int>(gather.residue_pitch *
+                                      std::min(axes[2].source_stride, reach(axes[2], gather.slot_extent[2]) + 1));
+  gather.source_positions = gather.samples * gather.tile[0] * gather.rows * gather.row_pitch;
+  gather.source_stage_bytes = int64_t{gather.stage_k_steps()} * 32 * gather.source_positions;
+  gather.units = static_cast<int>(ceil_quotient(gather.source_stage_bytes / 16, 128 * gather.warpgroups));
+}
+
+// Blocks of threads, all in all.
+int64_t blocks_of(const Problem& problem, const TensorGather& gather) {
+  return ceil_quotient(problem.batch, gather.samples) * problem.groups * gather.phase_blocks * gather.column_blocks *
+         gather.tiles[0] * gather.tiles[1] * gather.tiles[2];
+}
+
+// What one choice of kernel and tile costs, in cycles of the whole machine. Rates are those of an H200.
+double estimate(const Problem& problem, const std::array<GatherAxis, 3>& axes, const Target& target,
+                const TensorGather& gather) {
+  // Contacts of an average block: stages, steps and taps.
+  double stages = 1, steps = 1, taps = 1;
+  for (int axis = 0; axis < 3; ++axis) {
+    const int64_t extent = gather.slot_extent[axis], residues = axes[axis].destination_stride;
+    double offsets = 0, contacts = 0;
+    for (int64_t first = 0; first < residues; first += extent) {
+      offsets += static_cast<double>(offsets_of(axes[axis], first, extent).size());
+    }
+    for (const std::vector<Contact>& residue : axes[axis].residues) contacts += static_cast<double>(residue.size());
+    const double blocks = static_cast<double>(ceil_quotient(residues, extent));
+    if (axis == 0) stages = offsets / blocks;
+    steps *= offsets / blocks;
+    taps *= contacts / blocks;
+  }
+  const double parts = gather.parts(), row_groups = gather.positions() / 64.0;
+  const double k_steps = double{1} * gather.channel_blocks * gather.stage_k_steps() * parts;
+  // One product of 64 rows by so many columns, when others run beside it.
+  const int columns = gather.columns;
+  const double product = columns == 24 ? 26 : columns == 48 ? 29 : std::max(13.0, columns / 2.0);
+  const double multiply = row_groups * k_steps * taps * product;
+  const double shared = row_groups * k_steps * (steps * 16 + taps * columns / 4);
+  // Channels lie apart in NCDHW, so that short rows waste parts of the 32-byte sectors at their ends.
+  const double sector = problem.layout == Layout::ncdhw ? 32.0 / static_cast<double>(element_bytes(problem)) : 0;
+  const double row = static_cast<double>(gather.tile[2]) * gather.slot_extent[2];
+  const double read_waste = 1 + sector / gather.row_pitch;
+  const double write_waste =
+      (1 + 2.5 * sector / row) * (sector > 0 ? axes[2].destination_stride / gather.slot_extent[2] : 1);
+  const double loads =
+      read_waste * stages * gather.channel_blocks * parts * static_cast<double>(gather.source_stage_bytes) +
+      taps * k_steps * 32 * columns;
+  const double destinations = static_cast<double>(gather.positions()) * gather.slots * columns;
+  const double memory = loads / 24 + write_waste * destinations * static_cast<double>(element_bytes(problem)) / 18;
+  // Of a warp: the beginning, each stage, its units and copies, each step, each 8 channels by a row of slots on the way
+  // out.
+  const double threads = 128.0 * gather.warpgroups, stage_count = stages * gather.channel_blocks * parts;
+  const double copies = static_cast<double>(gather.weight_stage_bytes) / (16 * threads);
+  const double instructions_of_warp =
+      900 + stage_count * (250 + 45 * gather.units + 15 * copies) +
+      steps * gather.channel_blocks * gather.channel_groups * parts * (20 + gather.row_blocks * gather.k_steps * 6) +
+      columns / 8.0 * gather.slots * gather.row_blocks * 100;
+  const double instructions = instructions_of_warp * threads / 32 / 2.8;
+  const double compute = std::max(multiply, shared);
+  const double issue = instructions * (read_waste + write_waste) / 2;
+  const double slowest = std::max({compute, memory, issue});
+  // What one block does one after the other, others do meanwhile, if there are any.
+  const double resident = 4.0 / gather.warpgroups;
+  const double alone = compute + issue + 0.5 * memory + stage_count * 700 + 4000;
+  const double block = std::max(1.15 * slowest, alone / resident);
+  const double blocks = static_cast<double>(blocks_of(problem, gather));
+  const double machine = resident * static_cast<double>(target.parallelism);
+  return std::ceil(blocks / machine) * resident * block;
+}
+
+// Even pieces of an extent, and powers of two.
+std::vector<int64_t> pieces_of(int64_t extent, int64_t most) {
+  std::set<int64_t> pieces;
+  for (int64_t count = 1; count <= 8; ++count) pieces.insert(ceil_quotient(extent, count));
+  for (int64_t power = 1; power < extent; power *= 2) pieces.insert(power);
+  std::vector<int64_t> fitting;
+  for (const int64_t piece : pieces) {
+    if (piece <= most) fitting.push_back(piece);
+  }
+  if (extent > most) fitting.push_back(most);
+  return fitting;
+}
+
+// Tries every tile with the kernel that `gather` names, and keeps the cheapest in `best`.
+void try_tiles(const Problem& problem, const std::array<GatherAxis, 3>& axes, const Target& target, TensorGather gather,
+               double& least, TensorGather& best) {
+  const int64_t positions = gather.positions();
+  const int64_t threads = 128 * gather.warpgroups;
+  for (const int64_t width : pieces_of(axes[2].positions(), positions)) {
+    for (const int64_t height : pieces_of(axes[1].positions(), positions / width)) {
+      int64_t depth = std::min(axes[0].positions(), positions / (width * height));
+      depth = ceil_quotient(axes[0].positions(), ceil_quotient(axes[0].positions(), depth));
+      // Where a sample is smaller than a tile, several share it.
+      gather.samples = 1;
+      if (width == axes[2].positions() && height == axes[1].positions() && depth == axes[0].positions()) {
+        gather.samples = static_cast<int>(
+            std::clamp<int64_t>(positions / (width * height * depth), 1, std::max<int64_t>(problem.batch, 1)));
+      }
+      const int64_t sample =
+          std::max(problem.in_channels * problem.input_voxels(), problem.out_channels * problem.output_voxels());
+      if (gather.samples * sample > kLimit) continue;
+      set_tile(axes, {depth, height, width}, gather);
+      if (gather.units > maximum_units(problem)) continue;
+      const int64_t stages = 2 * (gather.source_stage_bytes + gather.weight_stage_bytes);
+      // The sums of one row of slots pass through it on their way out.
+      const int64_t output = 4 * gather.columns * (positions * gather.slot_extent[2] + 4);
+      gather.shared_bytes = std::max(stages, output) + 8 * (gather.units * threads + positions);
+      const int64_t blocks = 4 / gather.warpgroups;
+      if (gather.shared_bytes > target.shared_memory / blocks - kBlockOverhead) continue;
+      if (blocks_of(problem, gather) > kLimit) continue;
+      const double cost = estimate(problem, axes, target, gather);
+      if (cost < least) {
+        least = cost;
+        best = gather;
+      }
+    }
+  }
+}
+
+// Steps of all blocks of residues, before channel groups repeat them, at most.
+int64_t steps_of(const std::array<GatherAxis, 3>& axes, const TensorGather& gather) {
+  int64_t steps = 1;
+  for (int axis = 0; axis < 3; ++axis) {
+    int64_t offsets = 0;
+    for (int64_t first = 0; first < axes[axis].destination_stride; first += gather.slot_extent[axis]) {
+      offsets += static_cast<int64_t>(offsets_of(axes[axis], first, gather.slot_extent[axis]).size());
+    }
+    steps *= offsets;
+  }
+  return steps;
+}
+
+// The most taps of any stage: those of one depth offset, for all slots.
+int64_t most_stage_taps(const std::array<GatherAxis, 3>& axes, const TensorGather& gather) {
+  int64_t taps = 1;
+  for (int axis = 0; axis < 3; ++axis) {
+    int64_t most = 0;
+    for (int64_t first = 0; first < axes[axis].destination_stride; first += gather.slot_extent[axis]) {
+      int64_t along = 0;
+      for (int64_t residue = first; residue < std::min(first + gather.slot_extent[axis], axes[axis].destination_stride);
+           ++residue) {
+        const auto contacts = static_cast<int64_t>(axes[axis].residues[residue].size());
+        along += axis == 0 ? std::min<int64_t>(contacts, 1) : contacts;
+      }
+      most = std::max(most, along);
+    }
+    taps *= most;
+  }
+  return taps;
+}
+
+}  // namespace
+
+GatherAxis::GatherAxis(const Problem& problem, Operator op, int axis) {
+  const int64_t kernel = problem.kernel[axis], stride = problem.stride[axis], padding = problem.padding[axis],
+                dilation = problem.dilation[axis];
+  const bool forward = op == Operator::forward;
+  destination = forward ? problem.output()[axis] : problem.input[axis];
+  source = forward ? problem.input[axis] : problem.output()[axis];
+  destination_stride = forward ? stride : 1;
+  source_stride = forward ? 1 : stride;
+  residues.resize(destination_stride);
+  for (int64_t residue = 0; residue < destination_stride; ++residue) {
+    for (int64_t tap = 0; tap < kernel; ++tap) {
+      if (!forward) {
+        residues[residue].push_back({tap, tap * dilation - padding});
+      } else if ((residue + padding - tap * dilation) % stride == 0) {
+        residues[residue].push_back({tap, (residue + padding - tap * dilation) / stride});
+      }
+    }
+    std::sort(residues[residue].begin(), residues[residue].end(),
+              [](const Contact& a, const Contact& b) { return a.offset < b.offset; });
+  }
+}
+
+bool cut_tensor_gather(const Problem& problem, Operator op, const Target& target, TensorGather& gather) {
+  if (target.compute_capability < 80 || problem.dtype == DataType::float64) return false;
+  for (int axis = 0; axis < 3; ++axis) {
+    if (std::max(problem.input[axis], problem.output()[axis]) > (1 << 26) || problem.stride[axis] > 64 ||
+        problem.kernel[axis] > 64 || problem.padding[axis] > kLimit || problem.dilation[axis] > kLimit / 64)
+      return false;
+  }
+  // Offsets inside a sample are counted in 32 bits.
+  if (problem.in_channels * problem.input_voxels() > kLimit || problem.out_channels * problem.output_voxels() > kLimit)
+    return false;
+  const std::array<GatherAxis, 3> axes{GatherAxis(problem, op, 0), GatherAxis(problem, op, 1),
+                                       GatherAxis(problem, op, 2)};
+  const bool forward = op == Operator::forward;
+  const int64_t sources = forward ? problem.group_in_channels() : problem.group_out_channels();
+  const int64_t destinations = forward ? problem.group_out_channels() : problem.group_in_channels();
+  if (problem.taps() > kMaximumSteps || sources == 0 || destinations == 0) return false;
+
+  gather = TensorGather();
+  for (int axis = 0; axis < 3; ++axis) {
+    gather.source_stride[axis] = static_cast<int>(axes[axis].source_stride);
+    gather.destination_stride[axis] = static_cast<int>(axes[axis].destination_stride);
+  }
+  gather.exact = problem.dtype == DataType::float32 && problem.precision == Precision::ieee;
+  const int64_t residues = axes[0].destination_stride * axes[1].destination_stride * axes[2].destination_stride;
+  // On short sums, three products of TF32 are 1.6 times as far off as float32 arithmetic is; on longer ones they are
+  // not.
+  if (gather.exact && sources * problem.taps() < kShortestExactSum * residues) return false;
+  const int64_t step_channels = 32 / element_bytes(problem);
+  double least = std::numeric_limits<double>::max();
+  TensorGather best;
+  for (const Configuration& configuration : kTensorGathers) {
+    if (configuration.exact != gather.exact) continue;
+    // No more slots than residues, nor more columns than channels, but for the smallest.
+    if (configuration.slots / 2 >= residues ||
+        (configuration.columns > 8 && configuration.columns >= destinations + 16))
+      continue;
+    for (const int stage_k_steps : {1, 2, 4, 8}) {
+      if (stage_k_steps > 1 && sources <= stage_k_steps / 2 * step_channels) continue;
+      for (const int warpgroups : {1, 2, 4}) {
+        TensorGather candidate = gather;
+        candidate.slots = configuration.slots;
+        candidate.columns = configuration.columns;
+        candidate.row_blocks = configuration.row_blocks;
+        candidate.k_steps = std::min(stage_k_steps, 2);
+        candidate.channel_groups = stage_k_steps / candidate.k_steps;
+        candidate.warpgroups = warpgroups;
+        candidate.column_blocks = static_cast<int>(ceil_quotient(destinations, candidate.columns));
+        candidate.channel_blocks = static_cast<int>(ceil_quotient(sources, stage_k_steps * step_channels));
+        place_slots(axes, candidate);
+        if (candidate.phase_blocks > kMaximumPhaseBlocks) continue;
+        candidate.weight_stage_bytes = most_stage_taps(axes, candidate) * stage_k_steps * 32 * candidate.columns;
+        if (steps_of(axes, candidate) * candidate.channel_groups > kMaximumSteps) continue;
+        try_tiles(problem, axes, target, candidate, least, best);
+      }
+    }
+  }
+  if (least == std::numeric_limits<double>::max() || !make_tables(problem, axes, best)) return false;
+  gather = best;
+  gather.packed_bytes = problem.groups * gather.column_blocks * gather.channel_blocks * gather.taps *
+                        gather.stage_k_steps() * 32 * gather.columns * (gather.exact ? 2 : 1);
+  gather.by_columns = Divisor<int32_t>(gather.column_blocks);
+  gather.by_phases = Divisor<int32_t>(gather.phase_blocks);
+  gather.by_groups = Divisor<int32_t>(problem.groups);
+  for (int axis = 0; axis < 3; ++axis) {
+    gather.by_tiles[axis] = Divisor<int32_t>(gather.tiles[axis]);
+    gather.by_tile[axis] = Divisor<int32_t>(gather.tile[axis]);
+  }
+  gather.by_source_positions = Divisor<int32_t>(gather.source_positions);
+  gather.by_row_pitch = Divisor<int32_t>(gather.row_pitch);
+  gather.by_rows = Divisor<int32_t>(gather.rows);
+  gather.by_sample_planes = Divisor<int32_t>(gather.tile[0]);
+  gather.by_residue_pitch = Divisor<int32_t>(gather.residue_pitch);
+  return true;
+}
+
+}  // namespace convt3d::direct

@@ -1,0 +1,101 @@
+// Forward and grad_input as one computation. Along each axis, destination position S * q + r (0 <= r < S) sums over
+// contacts, each a tap and the source position M * q + offset; a contact belongs to the residue r alone, and not to q:
+//   forward, from x to y:       S = stride, M = 1,  offset = (r + padding - tap * dilation) / stride
+//   grad_input, from gy to gx:  S = 1, M = stride,  offset = tap * dilation - padding
+// Forward's contacts are the taps for which that division leaves nothing over.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "convt3d/convt3d.h"
+#include "geometry.h"
+
+namespace convt3d::direct {
+
+struct Contact {
+  int64_t tap, offset;
+};
+
+struct GatherAxis {
+  int64_t destination = 1, source = 1;                // positions
+  int64_t destination_stride = 1, source_stride = 1;  // S and M
+  std::vector<std::vector<Contact>> residues;         // S lists, by ascending offset
+
+  GatherAxis(const Problem& problem, Operator op, int axis);
+  int64_t positions() const { return (destination + destination_stride - 1) / destination_stride; }  // of q
+};
+
+// The gather on tensor cores is an implicit matrix product. A block of threads makes a tile of positions q, for one
+// block of residues ("slots") and one block of destination channels ("columns"), in sums that stay in registers. It
+// walks through stages: 32 * k_steps bytes of source channels, from the source planes of one depth offset, with the
+// weights of all contacts at that depth. A stage is a list of steps: one offset along height and width, whose window of
+// the source is loaded once and multiplied for every slot that has a tap there.
+constexpr int kMaximumSlots = 4;
+
+struct GatherStep {
+  int32_t shift = 0;                  // from a position's own place in the stage's source to the step's, in bytes
+  uint32_t slots = 0;                 // those that have a tap here, as bits
+  uint16_t weights[kMaximumSlots]{};  // where each slot's tap begins in the stage's weights, in 16 bytes
+};
+
+struct GatherStage {
+  int32_t depth_offset = 0;  // of the source planes
+  uint16_t first_step = 0, steps = 0;
+  uint16_t first_tap = 0, taps = 0;  // of the packed weights
+};
+
+// The residues that one block of threads makes: `slots` of them along each axis, from `residue` upwards.
+struct PhaseBlock {
+  uint16_t first_stage = 0, stages = 0;
+  int16_t residue[3]{};
+  int32_t origin[2]{};  // the lowest offset along height and width
+};
+
+constexpr int kMaximumSteps = 352;  // 7 * 7 * 7 taps, and a little more
+constexpr int kMaximumStages = 96;
+constexpr int kMaximumPhaseBlocks = 32;
+
+// Passed to the kernels by value, so that nothing has to be copied to the device beforehand.
+struct GatherTables {
+  GatherStep steps[kMaximumSteps];
+  GatherStage stages[kMaximumStages];
+  PhaseBlock phases[kMaximumPhaseBlocks];
+};
+
+struct TensorGather {
+  // Which kernel: see kTensorGathers in gather.cpp.
+  int slots = 1, columns = 8, row_blocks = 1, k_steps = 1, warpgroups = 2;
+  bool exact = false;  // float32 as three products of TF32, folded into sums of their own after every stage
+
+  int slot_bits[3] = {0, 0, 0};    // logarithms of the slots along each axis
+  int slot_extent[3] = {1, 1, 1};  // slots along each axis
+  int phase_blocks = 1, column_blocks = 1, channel_blocks = 1;
+  int channel_groups = 1;   // a stage holds so many times 32 * k_steps bytes of source channels
+  int samples = 1;          // of the batch, in one tile
+  int tile[3] = {1, 1, 1};  // positions q
+  int64_t tiles[3] = {1, 1, 1};
+  int rows = 1, row_pitch = 1;  // of a source plane in shared memory, and positions in a row
+  int residue_pitch = 1;        // a row holds source positions by their residue modulo M, this far apart
+  int source_stride[3] = {1, 1, 1}, destination_stride[3] = {1, 1, 1};
+  int source_positions = 1;  // in shared memory, of a stage
+  int units = 1;             // 16-byte pieces of a stage's source that each thread loads, at most
+  int64_t taps = 1;
+  int64_t weight_stage_bytes = 0, source_stage_bytes = 0, shared_bytes = 0;
+  int64_t packed_bytes = 0;  // of the weights, in the order in which the kernel takes them
+  // Divisors of the kernels' index arithmetic.
+  Divisor<int32_t> by_columns, by_phases, by_groups, by_tiles[3], by_tile[3], by_source_positions, by_row_pitch,
+      by_rows, by_residue_pitch, by_sample_planes;
+  GatherTables tables;
+  uint16_t tap_order[kMaximumSteps]{};  // the packed weights' taps
+
+  int parts() const { return exact ? 3 : 1; }
+  int stage_k_steps() const { return k_steps * channel_groups; }
+  int positions() const { return 64 * warpgroups * row_blocks; }
+};
+
+// Whether the tensor-core kernel takes the problem, and how.
+bool cut_tensor_gather(const Problem& problem, Operator op, const Target& target, TensorGather& gather);
+
+}  // namespace convt3d::direct

@@ -1,0 +1,410 @@
+#include "direct/reduction.h"
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+namespace convt3d::direct {
+namespace {
+
+constexpr int64_t kReservedShared = 1024;  // that the driver keeps for each block
+constexpr int64_t kMostStages = 4;
+constexpr int kMostSynchronousProducts = 28;
+constexpr int64_t kScratchBytes = 128 * 16;  // of a stage: 16 for each loading thread
+constexpr int kInput = 0, kGradOutput = 1;
+
+int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+int64_t round_up(int64_t value, int64_t multiple) { return blocks_of(value, multiple) * multiple; }
+
+// The positions that `taps` taps, `dilation` apart, reach from `voxels` neighbouring voxels, `stride` apart. With
+// `spread`, runs that are loaded in turn, as with stride 2, lie 64 bytes apart, where they are stored without bank
+// conflicts.
+RegionAxis make_region_axis(int64_t extent, int64_t taps, int64_t voxels, int64_t stride, int64_t dilation,
+                            bool spread) {
+  RegionAxis axis;
+  axis.extent = static_cast<int32_t>(extent);
+  axis.stride = static_cast<int32_t>(stride);
+  axis.runs = 0;
+  int32_t run_of[RegionAxis::kMostTaps];
+  int64_t first[RegionAxis::kMostTaps], residue[RegionAxis::kMostTaps];  // shifts are stride * quotient + residue
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const int64_t quotient = tap * dilation / stride, rest = tap * dilation % stride;
+    int32_t run = 0;
+    while (run < axis.runs && residue[run] != rest) ++run;
+    if (run == axis.runs) {
+      ++axis.runs;
+      first[run] = quotient;
+      residue[run] = rest;
+    }
+    axis.run[run].length = static_cast<int32_t>(voxels + quotient - first[run]);
+    run_of[tap] = run;
+  }
+  axis.entries = 0;
+  int32_t place = 0;
+  for (int32_t run = 0; run < axis.runs; ++run) {
+    if (spread && run > 0) place = static_cast<int32_t>(round_up(std::max(place - 4, 0), 8) + 4);
+    axis.run[run].shift = static_cast<int32_t>(stride * first[run] + residue[run]);
+    axis.run[run].place = place;
+    place += axis.run[run].length;
+    axis.entries += axis.run[run].length;
+  }
+  axis.places = place;
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const int32_t run = run_of[tap];
+    axis.tap_slot[tap] = static_cast<int32_t>(axis.run[run].place + tap * dilation / stride - first[run]);
+  }
+  return axis;
+}
+
+void finish_region(Region& region, int64_t channels, int64_t element_size) {
+  region.entries = region.axis[0].entries * region.axis[1].entries * region.axis[2].entries;
+  region.chunks = static_cast<int32_t>(channels * element_size / 16);
+}
+
+// Lays out gy's region, whose axes are known; returns its bytes.
+int64_t finish_grad_output(Region& region, int64_t channels, int64_t element_size) {
+  finish_region(region, channels, element_size);
+  int64_t slots = 1;
+  for (int axis = 2; axis >= 0; --axis) {
+    RegionAxis& along = region.axis[axis];
+    along.slot_pitch = static_cast<int32_t>(slots);
+    along.step = along.places;
+    for (int32_t& slot : along.tap_slot) slot *= along.slot_pitch;
+    slots *= along.places;
+  }
+  // Neighbouring chunks lie half of the 32 banks apart, so that eight float32 channels of four voxels, or two chunks of
+  // four positions, meet every bank once.
+  region.chunk_pitch = static_cast<int32_t>(round_up(std::max<int64_t>(16 * slots - 64, 0), 128) + 64);
+  return int64_t{region.chunks} * region.chunk_pitch;
+}
+
+// Lays out x's region in the order of the steps; returns its bytes.
+int64_t finish_input(Region& region, const ReductionAxis (&axis)[3], int64_t channels, int64_t element_size) {
+  finish_region(region, channels, element_size);
+  int64_t slots = 1, steps = 32 / element_size;
+  for (int a = 2; a >= 0; --a) {
+    region.axis[a].slot_pitch = static_cast<int32_t>(slots);
+    region.axis[a].step = axis[a].step;
+    region.axis[a].step_pitch = static_cast<int32_t>(steps);
+    slots *= axis[a].step;
+    steps *= axis[a].voxels / axis[a].step;
+  }
+  // `steps` is now the number of voxels. Both pitches are odd multiples of 16 bytes, against bank conflicts.
+  if (element_size == 4) {
+    region.slot_bits = 2;
+    region.slot_pitch = static_cast<int32_t>(16 * channels + 16);
+    region.chunk_pitch = 64;
+    return steps / 4 * region.slot_pitch;
+  }
+  region.slot_bits = 0;
+  region.slot_pitch = 16;
+  region.chunk_pitch = static_cast<int32_t>(16 * steps + 16);
+  return int64_t{region.chunks} * region.chunk_pitch;
+}
+
+// The search for the cheapest cut. Costs are clock cycles of one multiprocessor of an H200, by the rates below; other
+// GPUs have similar proportions.
+class Search {
+ public:
+  Search(const Problem& problem, const Target& target, int64_t budget)
+      : problem_(problem),
+        output_(problem.output()),
+        multiprocessors_(std::max<int64_t>(target.parallelism, 1)),
+        shared_(target.shared_memory - kReservedShared),
+        element_(element_size(problem.dtype)),
+        step_(32 / element_),
+        ieee_(problem.dtype == DataType::float32 && problem.precision == Precision::ieee),
+        warpgroup_products_(target.compute_capability == 90 && !ieee_),
+        most_parts_(std::max<int64_t>(budget / std::max<int64_t>(4 * problem.weight_elements(), 1), 1)) {}
+
+  bool run(TensorReduction& best) {
+    choose_step();
+    TensorReduction cut;
+    cut.in_channels = static_cast<int32_t>(problem_.group_in_channels());
+    cut.out_channels = static_cast<int32_t>(problem_.group_out_channels());
+    cut.groups = static_cast<int32_t>(problem_.groups);
+    for (int axis = 0; axis < 3; ++axis) {
+      ReductionAxis& along = cut.axis[axis];
+      along.kernel = static_cast<int32_t>(problem_.kernel[axis]);
+      along.stride = static_cast<int32_t>(problem_.stride[axis]);
+      along.padding = static_cast<int32_t>(problem_.padding[axis]);
+      along.dilation = static_cast<int32_t>(problem_.dilation[axis]);
+      along.step = static_cast<int32_t>(step_extent_[axis]);
+    }
+    const size_t tiles = ieee_ ? kIeeeWarpTiles.size() : kWarpTiles.size();
+    for (size_t tile = 0; tile < tiles; ++tile) {
+      cut.warp_tile = static_cast<int32_t>(tile);
+      // The two warpgroups share the bands, the input channels or the voxels.
+      constexpr int kWarps[3][3] = {{8, 1, 1}, {4, 2, 1}, {4, 1, 2}};
+      for (const auto& warps : kWarps) {
+        cut.row_warps = warps[0];
+        cut.column_warps = warps[1];
+        cut.voxel_warps = warps[2];
+        try_warps(cut);
+      }
+    }
+    if (cost_ == std::numeric_limits<double>::infinity()) return false;
+    best = best_;
+    return true;
+  }
+
+ private:
+  WarpTile warp_tile(const TensorReduction& cut) const {
+    return ieee_ ? kIeeeWarpTiles[cut.warp_tile] : kWarpTiles[cut.warp_tile];
+  }
+
+  // The voxels of a tensor-core product: as many of one row as pad it least, then rows, then planes.
+  void choose_step() {
+    int64_t rest = step_;
+    for (int axis = 2; axis > 0; --axis) {
+      int64_t extent = rest;
+      for (int64_t narrower = rest / 2; narrower >= 1; narrower /= 2) {
+        // It costs bank conflicts, so it has to save more than a tenth.
+        if (10 * round_up(problem_.input[axis], narrower) < 9 * round_up(problem_.input[axis], extent)) {
+          extent = narrower;
+        }
+      }
+      step_extent_[axis] = extent;
+      rest /= extent;
+    }
+    step_extent_[0] = rest;
+  }
+
+  void try_warps(TensorReduction& cut) {
+    const WarpTile warp = warp_tile(cut);
+    // mma.sync also holds x in registers.
+    if (!warpgroup_products_ && warp.pairs * warp.columns > kMostSynchronousProducts) return;
+    const int64_t column_blocks = blocks_of(cut.in_channels, 8), columns = cut.column_warps * warp.columns;
+    if (cut.column_warps > 1 && warp.columns >= column_blocks) return;  // a warpgroup would have nothing to do
+    cut.columns_per_tile = static_cast<int32_t>(8 * columns);
+    cut.column_tiles = static_cast<int32_t>(blocks_of(column_blocks, columns));
+    const int64_t bands = 2 * warp.pairs * cut.row_warps, channel_blocks = blocks_of(cut.out_channels, 8);
+    for_splits(cut.axis[0], [&] {
+      for_splits(cut.axis[1], [&] {
+        for_splits(cut.axis[2], [&] {
+          const int64_t taps = taps_of(cut);
+          const int64_t most = std::min(bands / taps, channel_blocks);
+          if (most == 0) return;
+          cut.channel_tiles = static_cast<int32_t>(blocks_of(channel_blocks, most));
+          cut.channel_bands = static_cast<int32_t>(blocks_of(channel_blocks, cut.channel_tiles));
+          const int64_t tiles = int64_t{cut.groups} * cut.channel_tiles * cut.column_tiles * cut.axis[0].tap_tiles *
+                                cut.axis[1].tap_tiles * cut.axis[2].tap_tiles;
+          if (tiles > std::numeric_limits<int32_t>::max() / 4096) return;
+          cut.tiles = static_cast<int32_t>(tiles);
+          // What the products alone take, however the voxels are cut.
+          const double voxels = static_cast<double>(problem_.batch * problem_.input_voxels());
+          const double least = voxels / static_cast<double>(step_) * step_cost(cut).tensor *
+                               static_cast<double>(tiles) / static_cast<double>(multiprocessors_);
+          if (least < cost_) try_boxes(cut);
+        });
+      });
+    });
+  }
+
+  // Taps of a tile.
+  static int64_t taps_of(const TensorReduction& cut) {
+    return int64_t{cut.axis[0].taps} * cut.axis[1].taps * cut.axis[2].taps;
+  }
+
+  // Calls `body` for each number of taps that makes another number of tiles along an axis.
+  template <class Body>
+  void for_splits(ReductionAxis& along, const Body& body) {
+    int64_t previous = 0;
+    for (int64_t tiles = 1; tiles <= along.kernel; ++tiles) {
+      const int64_t taps = blocks_of(along.kernel, tiles);
+      if (taps == previous || taps > RegionAxis::kMostTaps) continue;
+      previous = taps;
+      along.taps = static_cast<int32_t>(taps);
+      along.tap_tiles = static_cast<int32_t>(blocks_of(along.kernel, taps));
+      body();
+    }
+  }
+
+  void try_boxes(TensorReduction& cut) {
+    for_boxes(cut, 2, 256, [&] {
+      for_boxes(cut, 1, 64, [&] {
+        for_boxes(cut, 0, 8, [&] {
+          const int64_t voxels = int64_t{cut.axis[0].voxels} * cut.axis[1].voxels * cut.axis[2].voxels;
+          if (voxels <= 1024) try_box(cut, voxels);
+        });
+      });
+    });
+  }
+
+  // Calls `body` for boxes of one step and more along an axis.
+  template <class Body>
+  void for_boxes(TensorReduction& cut, int axis, int64_t most, const Body& body) {
+    ReductionAxis& along = cut.axis[axis];
+    const int64_t extent = problem_.input[axis];
+    for (int64_t voxels = along.step;; voxels *= 2) {
+      const int64_t boxes = blocks_of(extent, voxels);
+      const int64_t even = round_up(blocks_of(extent, boxes), along.step);  // the same number of smaller boxes
+      if (even > most && voxels > along.step) return;
+      along.voxels = static_cast<int32_t>(even);
+      along.voxel_boxes = static_cast<int32_t>(blocks_of(extent, even));
+      cut.region[kInput].axis[axis] = make_region_axis(extent, 1, even, 1, 1, false);
+      grad_output_axis_[axis] =
+          make_region_axis(output_[axis], along.taps, even, along.stride, along.dilation, axis == 2);
+      if (reach(grad_output_axis_[axis]) > RegionAxis::kMostShift[axis] + 1) return;
+      body();
+      if (boxes == 1) return;
+    }
+  }
+
+  // Positions from the first one of an axis to the last.
+  static int32_t reach(const RegionAxis& axis) {
+    int32_t last = 0;
+    for (int32_t run = 0; run < axis.runs; ++run) {
+      last = std::max(last, axis.run[run].shift + (axis.run[run].length - 1) * axis.stride);
+    }
+    return last + 1;
+  }
+
+  void try_box(TensorReduction& cut, int64_t voxels) {
+    cut.steps = static_cast<int32_t>(voxels / step_);
+    if (cut.steps < cut.voxel_warps) return;
+    Region &input = cut.region[kInput], &grad_output = cut.region[kGradOutput];
+    for (int axis = 0; axis < 3; ++axis) grad_output.axis[axis] = grad_output_axis_[axis];
+    // Positions are 32-bit numbers from the region's origin.
+    if (reach(grad_output.axis[0]) * output_[1] * output_[2] > std::numeric_limits<int32_t>::max()) return;
+    const int64_t input_bytes = finish_input(input, cut.axis, cut.columns_per_tile, element_);
+    const int64_t grad_output_bytes = finish_grad_output(grad_output, cut.channel_bands * 8, element_);
+    grad_output.offset = static_cast<int32_t>(round_up(input_bytes, 128));
+    grad_output.scratch = static_cast<int32_t>(round_up(grad_output_bytes, 128));
+    input.scratch = grad_output.offset + grad_output.scratch;
+    const int64_t stage_bytes = input.scratch + kScratchBytes;
+    const int64_t entries = int64_t{input.entries} + grad_output.entries;
+    const int64_t table_bytes =
+        round_up(64 + 12 * entries + 16 * warp_tile(cut).pairs * cut.row_warps + 4 * cut.steps, 128);
+    const int64_t stages = std::min<int64_t>((shared_ - table_bytes) / stage_bytes, kMostStages);
+    const int64_t tile_bytes = 4 * taps_of(cut) * 8 * cut.channel_bands * cut.columns_per_tile;
+    if (stages < 2 || stages * stage_bytes < tile_bytes) return;  // the sums leave through the stages
+    cut.stages = static_cast<int32_t>(stages);
+    cut.stage_bytes = static_cast<int32_t>(stage_bytes);
+    cut.table_bytes = static_cast<int32_t>(table_bytes);
+    const int64_t boxes = problem_.batch * cut.axis[0].voxel_boxes * cut.axis[1].voxel_boxes * cut.axis[2].voxel_boxes;
+    if (boxes > std::numeric_limits<int32_t>::max() / 2) return;
+    cut.boxes = static_cast<int32_t>(boxes);
+    try_parts(cut);
+  }
+
+  void try_parts(const TensorReduction& cut) {
+    const WarpTile warp = warp_tile(cut);
+    const double box = box_cost(cut);
+    const double sums = 128.0 * warp.pairs * cut.row_warps * warp.columns * cut.column_warps * cut.voxel_warps;
+    const int64_t most_blocks = std::numeric_limits<int32_t>::max();
+    const int64_t most = std::min({most_parts_, int64_t{cut.boxes}, most_blocks / cut.tiles});
+    int64_t least = 1;
+    if (ieee_) least = std::min(most, blocks_of(cut.boxes * cut.steps * step_, cut.voxel_warps * kLongestIeeeSum));
+    for (int64_t waves = 1; waves <= 4; ++waves) {
+      const int64_t parts = std::clamp(waves * multiprocessors_ / cut.tiles, least, most);
+      const double block = static_cast<double>(blocks_of(cut.boxes, parts)) * box + kBlockCycles + sums * kSumCycles;
+      const double rounds = static_cast<double>(blocks_of(parts * cut.tiles, multiprocessors_));
+      const double partial_bytes = 8.0 * static_cast<double>(parts * problem_.weight_elements());
+      const double cost = rounds * block + partial_bytes / (kMemoryBytes * static_cast<double>(multiprocessors_)) +
+                          static_cast<double>(parts) * kPartialCycles;
+      if (cost < cost_) {
+        cost_ = cost;
+        best_ = cut;
+        best_.parts = static_cast<int32_t>(parts);
+      }
+      if (parts == most) break;
+    }
+  }
+
+  // Cycles of one step, by all warps that share it, if there were nothing but the tensor cores or shared memory, and
+  // its instructions.
+  struct StepCost {
+    double tensor, shared, instructions;
+  };
+  StepCost step_cost(const TensorReduction& cut) const {
+    const WarpTile warp = warp_tile(cut);
+    const double warpgroups = cut.row_warps * cut.column_warps / 4.0;
+    const double products = warpgroups * warp.pairs;  // of 64 rows
+    if (warpgroup_products_) {
+      return {products * std::max(2.0 * warp.columns, 13.0), products * (16 + 2.0 * warp.columns),
+              products * 4 * (12 + warp.columns / 8.0)};
+    }
+    const double columns = warp.columns, factor = ieee_ ? 3 : 1;
+    return {products * columns * 8.25 * factor, warpgroups * 4 * (4.0 * warp.pairs + 2 * columns),
+            warpgroups * 4 * (warp.pairs * (10 + columns * factor * (ieee_ ? 2.5 : 1.1)) + 4 * columns)};
+  }
+
+  // Of one box and block: the largest of what the tensor cores, shared memory, the memory behind it and the
+  // instructions' issue take, and some of the others, as they do not overlap perfectly.
+  double box_cost(const TensorReduction& cut) const {
+    const StepCost step = step_cost(cut);
+    const double steps = cut.steps;
+    const Region &input = cut.region[kInput], &grad_output = cut.region[kGradOutput];
+    const double channels_in = std::min(cut.in_channels, cut.columns_per_tile);
+    const double channels_out = std::min(cut.out_channels, 8 * cut.channel_bands);
+    // Rows of a volume are fetched in sectors of 32 bytes, by loads of up to 32 neighbours in a line of 128 bytes.
+    double sectors = 0, lines = 0, elements = 0, vectors = 0;
+    for (int side = 0; side < 2; ++side) {
+      const Region& region = side == kInput ? input : grad_output;
+      const double channels = side == kInput ? channels_in : channels_out;
+      const RegionAxis& width = region.axis[2];
+      const double rows = static_cast<double>(region.entries) / width.entries;
+      elements += region.entries * channels;
+      vectors += static_cast<double>(region.entries) * region.chunks;
+      if (problem_.layout == Layout::ndhwc) {
+        sectors += region.entries * (channels * static_cast<double>(element_) / 32 + 0.5);
+        lines += region.entries * (channels * static_cast<double>(element_) / 128 + 0.5);
+        continue;
+      }
+      const double row_bytes = static_cast<double>(reach(width) * element_);
+      const double row_sectors = std::min<double>(row_bytes / 32 + 0.9, width.entries);
+      const double row_lines = row_bytes / 128 + 0.9 + width.entries / 32.0;
+      sectors += rows * channels * row_sectors;
+      lines += rows * channels * row_lines;
+    }
+    const double tensor = steps * step.tensor;
+    const double shared = steps * step.shared + vectors / 8 + lines;
+    const double memory = sectors * 32 / kMemoryBytes;
+    // One loading warp on each scheduler, by elements or by vectors; slots that lanes and chunks leave idle count too.
+    const double loads =
+        problem_.layout == Layout::ndhwc ? vectors * kVectorLoad : vectors * 16 / element_ * kElementLoad;
+    const double issue = steps * step.instructions / 4 + loads / 128 * kLoadIssue;
+    const double loading = loads / 128;
+    const double most = std::max({tensor, shared, memory, issue, loading});
+    return most + kOverlapLoss * (tensor + shared + memory + std::max(issue, loading) - most) + kBoxCycles;
+  }
+
+  static constexpr double kMemoryBytes = 24;                    // a cycle and multiprocessor, mostly from the L2 cache
+  static constexpr double kElementLoad = 14, kVectorLoad = 50;  // cycles of a warp to load and to store
+  static constexpr double kLoadIssue = 0.7;                     // instructions in each of those
+  static constexpr double kOverlapLoss = 0.12;
+  static constexpr double kBoxCycles = 150;
+  static constexpr double kBlockCycles = 5000;
+  static constexpr double kSumCycles = 0.3;
+  static constexpr double kPartialCycles = 70;      // until one of the loads is there that add up an element
+  static constexpr int64_t kLongestIeeeSum = 2048;  // voxels added up in one float32
+
+  const Problem& problem_;
+  const Extent output_;
+  const int64_t multiprocessors_, shared_, element_, step_;
+  const bool ieee_, warpgroup_products_;
+  const int64_t most_parts_;
+  Extent step_extent_{1, 1, 1};
+  RegionAxis grad_output_axis_[3];
+  double cost_ = std::numeric_limits<double>::infinity();
+  TensorReduction best_;
+};
+
+// Whether positions, and strides and offsets within the weights, fit in 32 bits.
+bool fits(const Problem& problem) {
+  constexpr int64_t kLimit = std::numeric_limits<int32_t>::max() / 8;
+  return Geometry<int32_t>::fits(problem) && problem.input_voxels() <= kLimit && problem.output_voxels() <= kLimit &&
+         std::max(problem.in_channels, problem.out_channels) <= kLimit && problem.weight_elements() <= kLimit;
+}
+
+}  // namespace
+
+bool cut_tensor_reduction(const Problem& problem, const Target& target, int64_t budget, TensorReduction& reduction) {
+  if (target.compute_capability < 80 || problem.dtype == DataType::float64 || problem.batch == 0 || !fits(problem)) {
+    return false;
+  }
+  return Search(problem, target, budget).run(reduction);
+}
+
+}  // namespace convt3d::direct

@@ -1,0 +1,106 @@
+// grad_weight on tensor cores: how its reduction over all voxels is cut.
+//
+// grad_weight[ci, co, tap] sums x[ci, i] * gy[co, i * stride - padding + tap * dilation] over the samples and the input
+// voxels i: a matrix product whose rows are (tap, co), whose columns are ci, and which reduces over voxels. Eight
+// output channels at one tap are a *band*; two bands are the 16 rows of a tensor-core product. A thread block takes
+// some taps, output channels and input channels of one group, its *tile*, and a share of the voxels, its *part*. It
+// goes through its share a box of voxels at a time: the box of x and the region of gy that its taps reach from there
+// lie in shared memory, where every tap finds gy at a shift of its own.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "convt3d/convt3d.h"
+#include "geometry.h"
+
+namespace convt3d::direct {
+
+// The sums of one warp: pairs of bands by blocks of 8 input channels, which are template parameters of the kernel.
+struct WarpTile {
+  int pairs, columns;
+};
+
+// float32 as TF32 and the half types; the choice among them is made by cost, in reduction.cpp.
+constexpr std::array<WarpTile, 11> kWarpTiles{
+    {{7, 4}, {5, 4}, {4, 4}, {2, 4}, {4, 6}, {3, 6}, {4, 8}, {2, 16}, {7, 2}, {4, 2}, {7, 1}}};
+// IEEE float32, which needs more registers.
+constexpr std::array<WarpTile, 4> kIeeeWarpTiles{{{4, 4}, {2, 6}, {7, 2}, {7, 1}}};
+
+// What a block holds along one axis of x or gy. A tap at shift u = tap * dilation needs positions that leave u % stride
+// over, so the positions of each such residue form a *run* in which neighbouring voxels are neighbours.
+struct RegionAxis {
+  static constexpr int kMostTaps = 8;
+  static constexpr int kMostShift[3] = {510, 510, 2046};  // of a position from the region's origin, along each axis
+  struct Run {
+    int32_t shift;   // of its first position from the region's origin; the others follow a stride apart
+    int32_t place;   // of the first one
+    int32_t length;  // in positions
+  };
+
+  int32_t extent = 1;  // of the volume
+  int32_t stride = 1;  // of the positions of a run
+  int32_t runs = 1;
+  int32_t entries = 1;  // positions held, in all runs
+  int32_t places = 1;   // along the axis: entries, and gaps between the runs
+  int32_t slot_pitch = 1, step = 1, step_pitch = 1;
+  Run run[kMostTaps] = {};
+  int32_t tap_slot[kMostTaps] = {};  // where voxel 0 of the box finds each tap's position
+
+  // The slot of a place; after every `step` places comes a leap of step_pitch.
+  CONVT3D_HOST_DEVICE int32_t slot(int32_t place) const {
+    const int32_t steps = place / step;
+    return steps * step_pitch + (place - steps * step) * slot_pitch;
+  }
+};
+
+// A block's part of x or gy in shared memory. A position's slot is the sum of its slots along the axes.
+// gy lies as [16 bytes of channels][slot][16 bytes]: as each slot is 16 bytes, a tap may shift the slots as it likes.
+// x is not shifted, and its slots are in the order of the products. Those want voxels as the inner index where an
+// element has 4 bytes: [4 slots][channel][16 bytes]. Half types are transposed on the way: x lies as gy does.
+struct Region {
+  RegionAxis axis[3];
+  int32_t entries = 0;
+  int32_t chunks = 0;       // of 16 bytes of channels
+  int32_t chunk_pitch = 0;  // bytes
+  int32_t slot_bits = 0;    // x in float32: 2, as 4 slots share 16 bytes
+  int32_t slot_pitch = 16;  // bytes, of such a group of slots
+  int32_t offset = 0;       // bytes from a stage's beginning
+  int32_t scratch = 0;      // bytes from the region's, where loading threads write what belongs nowhere
+};
+
+struct ReductionAxis {
+  int32_t kernel = 1, stride = 1, padding = 0, dilation = 1;
+  int32_t taps = 1, tap_tiles = 1;      // of a block, and blocks that share the kernel
+  int32_t voxels = 1, voxel_boxes = 1;  // of a box, and boxes that share the volume
+  int32_t step = 1;                     // voxels of one tensor-core product, a power of two
+};
+
+struct TensorReduction {
+  int32_t in_channels = 1, out_channels = 1;  // of a group
+  int32_t groups = 1;
+  ReductionAxis axis[3];
+  Region region[2];  // of x and of gy
+
+  int32_t warp_tile = 0;         // the index in kWarpTiles or kIeeeWarpTiles
+  int32_t row_warps = 4;         // warps that share a tile's bands,
+  int32_t column_warps = 1;      // its input channels,
+  int32_t voxel_warps = 1;       // and the steps of the boxes
+  int32_t channel_bands = 1;     // of 8 output channels of a tile, at each tap
+  int32_t channel_tiles = 1;     // tiles that share a group's output channels,
+  int32_t columns_per_tile = 8;  // input channels of a tile,
+  int32_t column_tiles = 1;      // and tiles that share the group's
+  int32_t tiles = 1;             // all of them, the groups' too
+
+  int32_t boxes = 1;   // of voxels, in all samples
+  int32_t parts = 1;   // shares of them, each with a partial sum
+  int32_t steps = 1;   // of a box
+  int32_t stages = 1;  // boxes held at once
+  int32_t stage_bytes = 0;
+  int32_t table_bytes = 0;  // of shared memory, before the stages
+};
+
+// Whether the tensor-core kernel takes the problem, and with which cut. At most `budget` bytes of partial sums.
+bool cut_tensor_reduction(const Problem& problem, const Target& target, int64_t budget, TensorReduction& reduction);
+
+}  // namespace convt3d::direct
