@@ -67,9 +67,9 @@ def test_random_convolutions(operator: str, algorithm: str, device: torch.device
             plan = plan_of(case, tensors, operator, algorithm)
             with workspace_limit(limit if plan.fits else 1 << 30):
                 results = ours(case, tensors, operator, algorithm)
-            # Where no input meets any output, oneDNN may crash in bfloat16 (PyTorch 2.13).
-            meets = all(bool(result.any()) for result in expected)
-            theirs = native(case, tensors, operator, dtype) if meets else expected
+            # On a CPU rounding stands in for oneDNN, whose gradients in half types crash at times (PyTorch 2.13).
+            is_rounding = device.type == "cpu" and dtype.itemsize == 2
+            theirs = [e.to(dtype) for e in expected] if is_rounding else native(case, tensors, operator, dtype)
         assert plan.fits or algorithm == "gemm"
         kernels.update(kernels_of(plan))
         magnitudes = expected
@@ -80,11 +80,10 @@ def test_random_convolutions(operator: str, algorithm: str, device: torch.device
 
         # On a case of a few numbers either error is noise, so their ratios are averaged over all cases of the same
         # kernels (some of which multiply in IEEE float32 where TF32 is allowed); but not where PyTorch's answer is the
-        # reference itself, or not finite (oneDNN's bfloat16 gradients at times), or where cuDNN answers a TF32 call in
-        # IEEE float32.
+        # reference itself, or where cuDNN answers a TF32 call in IEEE float32.
         ours_off, theirs_off = relative_error(results, expected), relative_error(theirs, expected)
         answered_in_ieee = uses_tf32 and theirs_off < 10 * BOUNDS[torch.float32]
-        if dtype != torch.float64 and not answered_in_ieee and ours_off > 0 and 0 < theirs_off < math.inf:
+        if dtype != torch.float64 and not answered_in_ieee and ours_off > 0 and theirs_off > 0:
             name = " ".join(["tf32" if uses_tf32 else str(dtype), *kernels_of(plan)])
             ratios.setdefault(name, []).append(math.log(ours_off / theirs_off))
 
