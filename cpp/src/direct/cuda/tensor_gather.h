@@ -416,17 +416,17 @@ __global__ void __launch_bounds__(512, 1) gather_tensor_kernel(const __grid_cons
   // and the rounding of so many additions does: four products of 32 bytes lie in between.
   constexpr int kFoldedSteps = 4 / kSteps;
   const auto fold = [&]() {
-    for_each_sum([&](int block, int slot, int i) {
-      totals[block][slot][i] += sums[block][slot][i];
-      sums[block][slot][i] = 0.0f;
-    });
+    if constexpr (kExact) {
+      for_each_sum([&](int block, int slot, int i) {
+        totals[block][slot][i] += sums[block][slot][i];
+        sums[block][slot][i] = 0.0f;
+      });
+    }
   };
   // Until the products before the newest step's are done.
   const auto finish_step = [&](int number) {
     ptx::wait_for_products<kExact ? 0 : 1>();
-    if constexpr (kExact) {
-      if (number % kFoldedSteps == kFoldedSteps - 1) fold();
-    }
+    if (kExact && number % kFoldedSteps == kFoldedSteps - 1) fold();
   };
   // While the products of one step are under way, the fragments of the next are loaded.
   const auto multiply_stage = [&](const GatherCursor& cursor, int buffer) {
@@ -450,7 +450,7 @@ __global__ void __launch_bounds__(512, 1) gather_tensor_kernel(const __grid_cons
       next_step = steps[min(number + 3, count - 1)];
     }
     ptx::wait_for_products<0>();
-    if constexpr (kExact) fold();
+    fold();
   };
 
   constexpr int kParts = kExact ? 3 : 1;
