@@ -8,13 +8,12 @@
 #include "cpu/half.h"
 #include "operands.h"
 #include "parallel.h"
+#include "workspace.h"
 
 namespace convt3d {
 
 // The bytes of one widened tensor, aligned.
-inline int64_t widened_bytes(int64_t elements) {
-  return (elements * static_cast<int64_t>(sizeof(float)) + 255) / 256 * 256;
-}
+inline int64_t widened_bytes(int64_t elements) { return align(elements * static_cast<int64_t>(sizeof(float))); }
 
 // The bytes of everything that an operator reads and writes.
 inline int64_t widened_bytes(const Problem& problem, Operator op) {

@@ -8,29 +8,9 @@
 namespace convt3d::direct {
 namespace {
 
-// 16-byte pieces that a thread may load ahead for the next stage, in 24 registers: four each, but a half type's
-// channels take one each until they have all arrived.
-int maximum_units(const Problem& problem) { return problem.dtype == DataType::float32 ? 6 : 3; }
 constexpr int64_t kBlockOverhead = 1024;  // of shared memory, that the driver keeps for each block
 constexpr int64_t kShortestExactSum = 192;
 constexpr int64_t kLimit = std::numeric_limits<int32_t>::max() / 2;
-
-// The kernels that there are: sums for `slots` residues by `columns` channels by 16 * row_blocks positions, in
-// slots * columns * row_blocks / 2 registers of a thread; the exact ones have twice as many.
-struct Configuration {
-  int slots, columns, row_blocks;
-  bool exact;
-};
-constexpr Configuration kTensorGathers[] = {
-    {1, 8, 1, false}, {1, 16, 1, false}, {1, 24, 1, false}, {1, 32, 1, false}, {1, 48, 1, false}, {1, 64, 1, false},
-    {1, 8, 2, false}, {1, 16, 2, false}, {1, 24, 2, false}, {1, 32, 2, false}, {1, 48, 2, false}, {1, 64, 2, false},
-    {2, 8, 2, false}, {2, 16, 2, false}, {2, 24, 1, false}, {2, 32, 1, false}, {2, 48, 1, false}, {2, 64, 1, false},
-    {4, 8, 1, false}, {4, 8, 2, false},  {4, 16, 1, false}, {4, 24, 1, false}, {4, 32, 1, false}, {1, 8, 1, true},
-    {1, 16, 1, true}, {1, 24, 1, true},  {1, 32, 1, true},  {1, 48, 1, true},  {1, 64, 1, true},  {2, 8, 1, true},
-    {2, 16, 1, true}, {2, 24, 1, true},  {2, 32, 1, true},  {4, 8, 1, true},   {4, 16, 1, true},
-};
-
-int64_t ceil_quotient(int64_t numerator, int64_t divisor) { return (numerator + divisor - 1) / divisor; }
 
 int64_t element_bytes(const Problem& problem) { return problem.dtype == DataType::float32 ? 4 : 2; }
 
@@ -62,16 +42,49 @@ void place_slots(const std::array<GatherAxis, 3>& axes, TensorGather& gather) {
     gather.slot_bits[axis] = bits;
     gather.slot_extent[axis] = extent;
     left /= extent;
-    gather.phase_blocks *= static_cast<int>(ceil_quotient(axes[axis].destination_stride, extent));
+    gather.phase_blocks *= static_cast<int>(ceil_divide<int64_t>(axes[axis].destination_stride, extent));
   }
 }
+
+// What blocks of threads walk through, whatever their tiles.
+struct Walk {
+  double stages = 1, steps = 1, taps = 1;  // of an average block
+  int64_t all_steps = 1;                   // of all blocks of residues, before channel groups repeat them, at most
+  int64_t most_stage_taps = 1;             // of one depth offset, for all slots
+  int64_t reach[3] = {0, 0, 0};            // how far the offsets of one block of residues lie apart, at most
+
+  Walk(const std::array<GatherAxis, 3>& axes, const TensorGather& gather) {
+    for (int axis = 0; axis < 3; ++axis) {
+      const int64_t extent = gather.slot_extent[axis], residues = axes[axis].destination_stride;
+      int64_t all_offsets = 0, all_contacts = 0, most_taps = 0;
+      for (int64_t first = 0; first < residues; first += extent) {
+        const std::vector<int64_t> offsets = offsets_of(axes[axis], first, extent);
+        all_offsets += static_cast<int64_t>(offsets.size());
+        if (!offsets.empty()) reach[axis] = std::max(reach[axis], offsets.back() - offsets.front());
+        int64_t block_taps = 0;
+        for (int64_t residue = first; residue < std::min(first + extent, residues); ++residue) {
+          const auto contacts = static_cast<int64_t>(axes[axis].residues[residue].size());
+          all_contacts += contacts;
+          block_taps += axis == 0 ? std::min<int64_t>(contacts, 1) : contacts;
+        }
+        most_taps = std::max(most_taps, block_taps);
+      }
+      const double blocks = static_cast<double>(ceil_divide<int64_t>(residues, extent));
+      if (axis == 0) stages = static_cast<double>(all_offsets) / blocks;
+      steps *= static_cast<double>(all_offsets) / blocks;
+      taps *= static_cast<double>(all_contacts) / blocks;
+      all_steps *= all_offsets;
+      most_stage_taps *= most_taps;
+    }
+  }
+};
 
 // The lists that the kernel walks through. False where they do not fit.
 bool make_tables(const Problem& problem, const std::array<GatherAxis, 3>& axes, TensorGather& gather) {
   GatherTables& tables = gather.tables;
   int64_t blocks[3];
   for (int axis = 0; axis < 3; ++axis) {
-    blocks[axis] = ceil_quotient(axes[axis].destination_stride, gather.slot_extent[axis]);
+    blocks[axis] = ceil_divide<int64_t>(axes[axis].destination_stride, gather.slot_extent[axis]);
   }
   int stage_count = 0, step_count = 0, tap_count = 0, phase_count = 0;
   for (int64_t block = 0; block < gather.phase_blocks; ++block) {
@@ -136,55 +149,24 @@ bool make_tables(const Problem& problem, const std::array<GatherAxis, 3>& axes, 
   return true;
 }
 
-// How far the offsets of one block of residues reach, at most.
-int64_t reach(const GatherAxis& axis, int slots) {
-  int64_t most = 0;
-  for (int64_t first = 0; first < axis.destination_stride; first += slots) {
-    const std::vector<int64_t> offsets = offsets_of(axis, first, slots);
-    if (!offsets.empty()) most = std::max(most, offsets.back() - offsets.front());
-  }
-  return most;
-}
-
-void set_tile(const std::array<GatherAxis, 3>& axes, const int64_t (&tile)[3], TensorGather& gather) {
+void set_tile(const std::array<GatherAxis, 3>& axes, const Walk& walk, const int64_t (&tile)[3], TensorGather& gather) {
   for (int axis = 0; axis < 3; ++axis) {
     gather.tile[axis] = static_cast<int>(tile[axis]);
-    gather.tiles[axis] = ceil_quotient(axes[axis].positions(), tile[axis]);
+    gather.tiles[axis] = ceil_divide<int64_t>(axes[axis].positions(), tile[axis]);
   }
-  gather.rows = static_cast<int>((tile[1] - 1) * axes[1].source_stride + reach(axes[1], gather.slot_extent[1]) + 1);
-  gather.residue_pitch = static_cast<int>(tile[2] + reach(axes[2], gather.slot_extent[2]) / axes[2].source_stride);
-  gather.row_pitch = static_cast<int>(gather.residue_pitch *
-                                      std::min(axes[2].source_stride, reach(axes[2], gather.slot_extent[2]) + 1));
+  gather.rows = static_cast<int>((tile[1] - 1) * axes[1].source_stride + walk.reach[1] + 1);
+  gather.residue_pitch = static_cast<int>(tile[2] + walk.reach[2] / axes[2].source_stride);
+  gather.row_pitch = static_cast<int>(gather.residue_pitch * std::min(axes[2].source_stride, walk.reach[2] + 1));
   gather.source_positions = gather.samples * gather.tile[0] * gather.rows * gather.row_pitch;
   gather.source_stage_bytes = int64_t{gather.stage_k_steps()} * 32 * gather.source_positions;
-  gather.units = static_cast<int>(ceil_quotient(gather.source_stage_bytes / 16, 128 * gather.warpgroups));
-}
-
-// Blocks of threads, all in all.
-int64_t blocks_of(const Problem& problem, const TensorGather& gather) {
-  return ceil_quotient(problem.batch, gather.samples) * problem.groups * gather.phase_blocks * gather.column_blocks *
-         gather.tiles[0] * gather.tiles[1] * gather.tiles[2];
+  gather.units = static_cast<int>(ceil_divide<int64_t>(gather.source_stage_bytes / 16, 128 * gather.warpgroups));
 }
 
 // What one choice of kernel and tile costs, in cycles of the whole machine. Rates are those of an H200.
-double estimate(const Problem& problem, const std::array<GatherAxis, 3>& axes, const Target& target,
-                const TensorGather& gather) {
-  // Contacts of an average block: stages, steps and taps.
-  double stages = 1, steps = 1, taps = 1;
-  for (int axis = 0; axis < 3; ++axis) {
-    const int64_t extent = gather.slot_extent[axis], residues = axes[axis].destination_stride;
-    double offsets = 0, contacts = 0;
-    for (int64_t first = 0; first < residues; first += extent) {
-      offsets += static_cast<double>(offsets_of(axes[axis], first, extent).size());
-    }
-    for (const std::vector<Contact>& residue : axes[axis].residues) contacts += static_cast<double>(residue.size());
-    const double blocks = static_cast<double>(ceil_quotient(residues, extent));
-    if (axis == 0) stages = offsets / blocks;
-    steps *= offsets / blocks;
-    taps *= contacts / blocks;
-  }
+double estimate(const Problem& problem, const Target& target, const Walk& walk, const TensorGather& gather) {
+  const double stages = walk.stages, steps = walk.steps, taps = walk.taps;
   const double parts = gather.parts(), row_groups = gather.positions() / 64.0;
-  const double k_steps = double{1} * gather.channel_blocks * gather.stage_k_steps() * parts;
+  const double k_steps = 1.0 * gather.channel_blocks * gather.stage_k_steps() * parts;
   // One product of 64 rows by so many columns, when others run beside it.
   const int columns = gather.columns;
   const double product = columns == 24 ? 26 : columns == 48 ? 29 : std::max(13.0, columns / 2.0);
@@ -195,7 +177,7 @@ double estimate(const Problem& problem, const std::array<GatherAxis, 3>& axes, c
   const double row = static_cast<double>(gather.tile[2]) * gather.slot_extent[2];
   const double read_waste = 1 + sector / gather.row_pitch;
   const double write_waste =
-      (1 + 2.5 * sector / row) * (sector > 0 ? axes[2].destination_stride / gather.slot_extent[2] : 1);
+      (1 + 2.5 * sector / row) * (sector > 0 ? gather.destination_stride[2] / gather.slot_extent[2] : 1);
   const double loads =
       read_waste * stages * gather.channel_blocks * parts * static_cast<double>(gather.source_stage_bytes) +
       taps * k_steps * 32 * columns;
@@ -217,7 +199,7 @@ double estimate(const Problem& problem, const std::array<GatherAxis, 3>& axes, c
   const double resident = 4.0 / gather.warpgroups;
   const double alone = compute + issue + 0.5 * memory + stage_count * 700 + 4000;
   const double block = std::max(1.15 * slowest, alone / resident);
-  const double blocks = static_cast<double>(blocks_of(problem, gather));
+  const double blocks = static_cast<double>(gather.blocks);
   const double machine = resident * static_cast<double>(target.parallelism);
   return std::ceil(blocks / machine) * resident * block;
 }
@@ -225,7 +207,7 @@ double estimate(const Problem& problem, const std::array<GatherAxis, 3>& axes, c
 // Even pieces of an extent, and powers of two.
 std::vector<int64_t> pieces_of(int64_t extent, int64_t most) {
   std::set<int64_t> pieces;
-  for (int64_t count = 1; count <= 8; ++count) pieces.insert(ceil_quotient(extent, count));
+  for (int64_t count = 1; count <= 8; ++count) pieces.insert(ceil_divide<int64_t>(extent, count));
   for (int64_t power = 1; power < extent; power *= 2) pieces.insert(power);
   std::vector<int64_t> fitting;
   for (const int64_t piece : pieces) {
@@ -236,14 +218,14 @@ std::vector<int64_t> pieces_of(int64_t extent, int64_t most) {
 }
 
 // Tries every tile with the kernel that `gather` names, and keeps the cheapest in `best`.
-void try_tiles(const Problem& problem, const std::array<GatherAxis, 3>& axes, const Target& target, TensorGather gather,
-               double& least, TensorGather& best) {
+void try_tiles(const Problem& problem, const std::array<GatherAxis, 3>& axes, const Target& target, const Walk& walk,
+               TensorGather gather, double& least, TensorGather& best) {
   const int64_t positions = gather.positions();
   const int64_t threads = 128 * gather.warpgroups;
   for (const int64_t width : pieces_of(axes[2].positions(), positions)) {
     for (const int64_t height : pieces_of(axes[1].positions(), positions / width)) {
       int64_t depth = std::min(axes[0].positions(), positions / (width * height));
-      depth = ceil_quotient(axes[0].positions(), ceil_quotient(axes[0].positions(), depth));
+      depth = ceil_divide<int64_t>(axes[0].positions(), ceil_divide<int64_t>(axes[0].positions(), depth));
       // Where a sample is smaller than a tile, several share it.
       gather.samples = 1;
       if (width == axes[2].positions() && height == axes[1].positions() && depth == axes[0].positions()) {
@@ -253,54 +235,23 @@ void try_tiles(const Problem& problem, const std::array<GatherAxis, 3>& axes, co
       const int64_t sample =
           std::max(problem.in_channels * problem.input_voxels(), problem.out_channels * problem.output_voxels());
       if (gather.samples * sample > kLimit) continue;
-      set_tile(axes, {depth, height, width}, gather);
-      if (gather.units > maximum_units(problem)) continue;
+      set_tile(axes, walk, {depth, height, width}, gather);
+      gather.blocks = ceil_divide<int64_t>(problem.batch, gather.samples) * problem.groups * gather.phase_blocks *
+                      gather.column_blocks * gather.tiles[0] * gather.tiles[1] * gather.tiles[2];
+      if (gather.blocks > kLimit || gather.units > most_units(element_bytes(problem))) continue;
       const int64_t stages = 2 * (gather.source_stage_bytes + gather.weight_stage_bytes);
       // The sums of one row of slots pass through it on their way out.
       const int64_t output = 4 * gather.columns * (positions * gather.slot_extent[2] + 4);
       gather.shared_bytes = std::max(stages, output) + 8 * (gather.units * threads + positions);
       const int64_t blocks = 4 / gather.warpgroups;
       if (gather.shared_bytes > target.shared_memory / blocks - kBlockOverhead) continue;
-      if (blocks_of(problem, gather) > kLimit) continue;
-      const double cost = estimate(problem, axes, target, gather);
+      const double cost = estimate(problem, target, walk, gather);
       if (cost < least) {
         least = cost;
         best = gather;
       }
     }
   }
-}
-
-// Steps of all blocks of residues, before channel groups repeat them, at most.
-int64_t steps_of(const std::array<GatherAxis, 3>& axes, const TensorGather& gather) {
-  int64_t steps = 1;
-  for (int axis = 0; axis < 3; ++axis) {
-    int64_t offsets = 0;
-    for (int64_t first = 0; first < axes[axis].destination_stride; first += gather.slot_extent[axis]) {
-      offsets += static_cast<int64_t>(offsets_of(axes[axis], first, gather.slot_extent[axis]).size());
-    }
-    steps *= offsets;
-  }
-  return steps;
-}
-
-// The most taps of any stage: those of one depth offset, for all slots.
-int64_t most_stage_taps(const std::array<GatherAxis, 3>& axes, const TensorGather& gather) {
-  int64_t taps = 1;
-  for (int axis = 0; axis < 3; ++axis) {
-    int64_t most = 0;
-    for (int64_t first = 0; first < axes[axis].destination_stride; first += gather.slot_extent[axis]) {
-      int64_t along = 0;
-      for (int64_t residue = first; residue < std::min(first + gather.slot_extent[axis], axes[axis].destination_stride);
-           ++residue) {
-        const auto contacts = static_cast<int64_t>(axes[axis].residues[residue].size());
-        along += axis == 0 ? std::min<int64_t>(contacts, 1) : contacts;
-      }
-      most = std::max(most, along);
-    }
-    taps *= most;
-  }
-  return taps;
 }
 
 }  // namespace
@@ -357,7 +308,7 @@ bool cut_tensor_gather(const Problem& problem, Operator op, const Target& target
   const int64_t step_channels = 32 / element_bytes(problem);
   double least = std::numeric_limits<double>::max();
   TensorGather best;
-  for (const Configuration& configuration : kTensorGathers) {
+  for (const GatherConfiguration& configuration : kTensorGathers) {
     if (configuration.exact != gather.exact) continue;
     // No more slots than residues, nor more columns than channels, but for the smallest.
     if (configuration.slots / 2 >= residues ||
@@ -373,13 +324,14 @@ bool cut_tensor_gather(const Problem& problem, Operator op, const Target& target
         candidate.k_steps = std::min(stage_k_steps, 2);
         candidate.channel_groups = stage_k_steps / candidate.k_steps;
         candidate.warpgroups = warpgroups;
-        candidate.column_blocks = static_cast<int>(ceil_quotient(destinations, candidate.columns));
-        candidate.channel_blocks = static_cast<int>(ceil_quotient(sources, stage_k_steps * step_channels));
+        candidate.column_blocks = static_cast<int>(ceil_divide<int64_t>(destinations, candidate.columns));
+        candidate.channel_blocks = static_cast<int>(ceil_divide<int64_t>(sources, stage_k_steps * step_channels));
         place_slots(axes, candidate);
         if (candidate.phase_blocks > kMaximumPhaseBlocks) continue;
-        candidate.weight_stage_bytes = most_stage_taps(axes, candidate) * stage_k_steps * 32 * candidate.columns;
-        if (steps_of(axes, candidate) * candidate.channel_groups > kMaximumSteps) continue;
-        try_tiles(problem, axes, target, candidate, least, best);
+        const Walk walk(axes, candidate);
+        candidate.weight_stage_bytes = walk.most_stage_taps * stage_k_steps * 32 * candidate.columns;
+        if (walk.all_steps * candidate.channel_groups > kMaximumSteps) continue;
+        try_tiles(problem, axes, target, walk, candidate, least, best);
       }
     }
   }

@@ -53,6 +53,26 @@ struct PhaseBlock {
   int32_t origin[2]{};  // the lowest offset along height and width
 };
 
+// The kernels that there are: sums for `slots` residues by `columns` channels by 16 * row_blocks positions, in
+// slots * columns * row_blocks / 2 registers of a thread. The exact ones, float32 as three products of TF32, which are
+// folded into sums of their own, have twice as many.
+struct GatherConfiguration {
+  int slots, columns, row_blocks;
+  bool exact;
+};
+inline constexpr GatherConfiguration kTensorGathers[] = {
+    {1, 8, 1, false}, {1, 16, 1, false}, {1, 24, 1, false}, {1, 32, 1, false}, {1, 48, 1, false}, {1, 64, 1, false},
+    {1, 8, 2, false}, {1, 16, 2, false}, {1, 24, 2, false}, {1, 32, 2, false}, {1, 48, 2, false}, {1, 64, 2, false},
+    {2, 8, 2, false}, {2, 16, 2, false}, {2, 24, 1, false}, {2, 32, 1, false}, {2, 48, 1, false}, {2, 64, 1, false},
+    {4, 8, 1, false}, {4, 8, 2, false},  {4, 16, 1, false}, {4, 24, 1, false}, {4, 32, 1, false}, {1, 8, 1, true},
+    {1, 16, 1, true}, {1, 24, 1, true},  {1, 32, 1, true},  {1, 48, 1, true},  {1, 64, 1, true},  {2, 8, 1, true},
+    {2, 16, 1, true}, {2, 24, 1, true},  {2, 32, 1, true},  {4, 8, 1, true},   {4, 16, 1, true},
+};
+
+// 16-byte pieces of the source that a thread may load ahead for the next stage, in 24 registers: four each, but a half
+// type's channels take one each until they have all arrived.
+constexpr int most_units(int64_t element_bytes) { return element_bytes == 4 ? 6 : 3; }
+
 constexpr int kMaximumSteps = 352;  // 7 * 7 * 7 taps, and a little more
 constexpr int kMaximumStages = 96;
 constexpr int kMaximumPhaseBlocks = 32;
@@ -65,9 +85,9 @@ struct GatherTables {
 };
 
 struct TensorGather {
-  // Which kernel: see kTensorGathers in gather.cpp.
+  // Which kernel: an entry of kTensorGathers for 32 * k_steps bytes of channels at a time, on so many warpgroups.
   int slots = 1, columns = 8, row_blocks = 1, k_steps = 1, warpgroups = 2;
-  bool exact = false;  // float32 as three products of TF32, folded into sums of their own after every stage
+  bool exact = false;
 
   int slot_bits[3] = {0, 0, 0};    // logarithms of the slots along each axis
   int slot_extent[3] = {1, 1, 1};  // slots along each axis
@@ -89,6 +109,7 @@ struct TensorGather {
       by_rows, by_residue_pitch, by_sample_planes;
   GatherTables tables;
   uint16_t tap_order[kMaximumSteps]{};  // the packed weights' taps
+  int64_t blocks = 0;                   // of threads, all in all
 
   int parts() const { return exact ? 3 : 1; }
   int stage_k_steps() const { return k_steps * channel_groups; }

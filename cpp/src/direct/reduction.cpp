@@ -4,6 +4,8 @@
 #include <limits>
 #include <vector>
 
+#include "geometry.h"
+
 namespace convt3d::direct {
 namespace {
 
@@ -13,8 +15,7 @@ constexpr int kMostSynchronousProducts = 28;
 constexpr int64_t kScratchBytes = 128 * 16;  // of a stage: 16 for each loading thread
 constexpr int kInput = 0, kGradOutput = 1;
 
-int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
-int64_t round_up(int64_t value, int64_t multiple) { return blocks_of(value, multiple) * multiple; }
+int64_t round_up(int64_t value, int64_t multiple) { return ceil_divide<int64_t>(value, multiple) * multiple; }
 
 // The positions that `taps` taps, `dilation` apart, reach from `voxels` neighbouring voxels, `stride` apart. With
 // `spread`, runs that are loaded in turn, as with stride 2, lie 64 bytes apart, where they are stored without bank
@@ -174,19 +175,19 @@ class Search {
     const WarpTile warp = warp_tile(cut);
     // mma.sync also holds x in registers.
     if (!warpgroup_products_ && warp.pairs * warp.columns > kMostSynchronousProducts) return;
-    const int64_t column_blocks = blocks_of(cut.in_channels, 8), columns = cut.column_warps * warp.columns;
+    const int64_t column_blocks = ceil_divide<int64_t>(cut.in_channels, 8), columns = cut.column_warps * warp.columns;
     if (cut.column_warps > 1 && warp.columns >= column_blocks) return;  // a warpgroup would have nothing to do
     cut.columns_per_tile = static_cast<int32_t>(8 * columns);
-    cut.column_tiles = static_cast<int32_t>(blocks_of(column_blocks, columns));
-    const int64_t bands = 2 * warp.pairs * cut.row_warps, channel_blocks = blocks_of(cut.out_channels, 8);
+    cut.column_tiles = static_cast<int32_t>(ceil_divide<int64_t>(column_blocks, columns));
+    const int64_t bands = 2 * warp.pairs * cut.row_warps, channel_blocks = ceil_divide<int64_t>(cut.out_channels, 8);
     for_splits(cut.axis[0], [&] {
       for_splits(cut.axis[1], [&] {
         for_splits(cut.axis[2], [&] {
           const int64_t taps = taps_of(cut);
           const int64_t most = std::min(bands / taps, channel_blocks);
           if (most == 0) return;
-          cut.channel_tiles = static_cast<int32_t>(blocks_of(channel_blocks, most));
-          cut.channel_bands = static_cast<int32_t>(blocks_of(channel_blocks, cut.channel_tiles));
+          cut.channel_tiles = static_cast<int32_t>(ceil_divide<int64_t>(channel_blocks, most));
+          cut.channel_bands = static_cast<int32_t>(ceil_divide<int64_t>(channel_blocks, cut.channel_tiles));
           const int64_t tiles = int64_t{cut.groups} * cut.channel_tiles * cut.column_tiles * cut.axis[0].tap_tiles *
                                 cut.axis[1].tap_tiles * cut.axis[2].tap_tiles;
           if (tiles > std::numeric_limits<int32_t>::max() / 4096) return;
@@ -211,11 +212,11 @@ class Search {
   void for_splits(ReductionAxis& along, const Body& body) {
     int64_t previous = 0;
     for (int64_t tiles = 1; tiles <= along.kernel; ++tiles) {
-      const int64_t taps = blocks_of(along.kernel, tiles);
+      const int64_t taps = ceil_divide<int64_t>(along.kernel, tiles);
       if (taps == previous || taps > RegionAxis::kMostTaps) continue;
       previous = taps;
       along.taps = static_cast<int32_t>(taps);
-      along.tap_tiles = static_cast<int32_t>(blocks_of(along.kernel, taps));
+      along.tap_tiles = static_cast<int32_t>(ceil_divide<int64_t>(along.kernel, taps));
       body();
     }
   }
@@ -237,11 +238,12 @@ class Search {
     ReductionAxis& along = cut.axis[axis];
     const int64_t extent = problem_.input[axis];
     for (int64_t voxels = along.step;; voxels *= 2) {
-      const int64_t boxes = blocks_of(extent, voxels);
-      const int64_t even = round_up(blocks_of(extent, boxes), along.step);  // the same number of smaller boxes
+      const int64_t boxes = ceil_divide<int64_t>(extent, voxels);
+      const int64_t even =
+          round_up(ceil_divide<int64_t>(extent, boxes), along.step);  // the same number of smaller boxes
       if (even > most && voxels > along.step) return;
       along.voxels = static_cast<int32_t>(even);
-      along.voxel_boxes = static_cast<int32_t>(blocks_of(extent, even));
+      along.voxel_boxes = static_cast<int32_t>(ceil_divide<int64_t>(extent, even));
       cut.region[kInput].axis[axis] = make_region_axis(extent, 1, even, 1, 1, false);
       grad_output_axis_[axis] =
           make_region_axis(output_[axis], along.taps, even, along.stride, along.dilation, axis == 2);
@@ -295,11 +297,13 @@ class Search {
     const int64_t most_blocks = std::numeric_limits<int32_t>::max();
     const int64_t most = std::min({most_parts_, int64_t{cut.boxes}, most_blocks / cut.tiles});
     int64_t least = 1;
-    if (ieee_) least = std::min(most, blocks_of(cut.boxes * cut.steps * step_, cut.voxel_warps * kLongestIeeeSum));
+    if (ieee_)
+      least = std::min(most, ceil_divide<int64_t>(cut.boxes * cut.steps * step_, cut.voxel_warps * kLongestIeeeSum));
     for (int64_t waves = 1; waves <= 4; ++waves) {
       const int64_t parts = std::clamp(waves * multiprocessors_ / cut.tiles, least, most);
-      const double block = static_cast<double>(blocks_of(cut.boxes, parts)) * box + kBlockCycles + sums * kSumCycles;
-      const double rounds = static_cast<double>(blocks_of(parts * cut.tiles, multiprocessors_));
+      const double block =
+          static_cast<double>(ceil_divide<int64_t>(cut.boxes, parts)) * box + kBlockCycles + sums * kSumCycles;
+      const double rounds = static_cast<double>(ceil_divide<int64_t>(parts * cut.tiles, multiprocessors_));
       const double partial_bytes = 8.0 * static_cast<double>(parts * problem_.weight_elements());
       const double cost = rounds * block + partial_bytes / (kMemoryBytes * static_cast<double>(multiprocessors_)) +
                           static_cast<double>(parts) * kPartialCycles;

@@ -3,11 +3,10 @@
 #include <algorithm>
 
 #include "direct/cpu/plan.h"
+#include "workspace.h"
 
 namespace convt3d::direct {
 namespace {
-
-int64_t align(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
 const char* name(Family family) {
   switch (family) {

@@ -23,12 +23,4 @@ struct Schedule {
 
 Plan plan_direct(const Problem& problem, Operator op, const Target& target, int64_t workspace_limit);
 
-// Where the parts of the workspace begin, in bytes.
-struct WorkspaceLayout {
-  int64_t weights, partials, conversion;
-
-  explicit WorkspaceLayout(const Plan& plan)
-      : weights(0), partials(plan.weight_bytes), conversion(partials + plan.partial_bytes) {}
-};
-
 }  // namespace convt3d::direct

@@ -17,6 +17,7 @@
 #include "gemm/plan.h"
 #include "geometry.h"
 #include "operands.h"
+#include "workspace.h"
 
 namespace convt3d::gemm {
 

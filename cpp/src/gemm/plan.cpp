@@ -5,6 +5,7 @@
 
 #include "cpu/widened.h"
 #include "geometry.h"
+#include "workspace.h"
 
 namespace convt3d::gemm {
 namespace {
@@ -36,14 +37,11 @@ constexpr int64_t kLongestCublasSum = 256, kLongestOpenblasSum = 4096;
 // The tile of the result that one worker of a GEMM takes, for estimates of how many workers a product keeps busy.
 constexpr int64_t kTileRows = 64, kTileColumns = 128;
 
-int64_t ceil_quotient(int64_t numerator, int64_t divisor) { return (numerator + divisor - 1) / divisor; }
-int64_t align(int64_t bytes) { return ceil_quotient(bytes, 256) * 256; }
-
 // `total` in the fewest pieces of at most `largest`, all about equally long and multiples of `multiple` where possible.
 int64_t even_piece(int64_t total, int64_t largest, int64_t multiple = 1) {
   if (largest >= total) return total;
-  const int64_t piece = ceil_quotient(total, ceil_quotient(total, largest));
-  const int64_t rounded = ceil_quotient(piece, multiple) * multiple;
+  const int64_t piece = ceil_divide<int64_t>(total, ceil_divide<int64_t>(total, largest));
+  const int64_t rounded = ceil_divide<int64_t>(piece, multiple) * multiple;
   return rounded <= largest ? rounded : std::max<int64_t>(largest / multiple * multiple, piece);
 }
 
@@ -63,14 +61,14 @@ int64_t input_planes_reached(const Axis<int64_t>& depth, int64_t output_planes) 
 double forward_cost(const Problem& problem, const Axis<int64_t>& depth, int64_t channels, int64_t output_planes) {
   const int64_t group = problem.group_out_channels();
   const bool partial = channels < group;
-  const int64_t blocks =
-      partial ? problem.groups * ceil_quotient(group, channels) : ceil_quotient(problem.out_channels, channels);
-  const int64_t slabs = ceil_quotient(depth.output, output_planes);
+  const int64_t blocks = partial ? problem.groups * ceil_divide<int64_t>(group, channels)
+                                 : ceil_divide<int64_t>(problem.out_channels, channels);
+  const int64_t slabs = ceil_divide<int64_t>(depth.output, output_planes);
   const int64_t planes = slabs == 1 ? depth.input : slabs * input_planes_reached(depth, output_planes);
   // Part of a group in NDHWC is one product per tap, each with a tile of its own.
   const int64_t rows = partial && problem.layout == Layout::ndhwc
-                           ? problem.taps() * ceil_quotient(channels, kTileRows) * kTileRows
-                           : ceil_quotient(std::min(channels, group) * problem.taps(), kTileRows) * kTileRows;
+                           ? problem.taps() * ceil_divide<int64_t>(channels, kTileRows) * kTileRows
+                           : ceil_divide<int64_t>(std::min(channels, group) * problem.taps(), kTileRows) * kTileRows;
   const int64_t groups = partial ? 1 : channels / group;
   return static_cast<double>(blocks) * static_cast<double>(planes) *
          static_cast<double>(groups * (rows + problem.group_in_channels()));
@@ -113,9 +111,9 @@ double cut_forward(Plan& plan, int64_t budget) {
     consider(groups * problem.group_out_channels());
   const int64_t group = problem.group_out_channels();
   for (int64_t pieces = 2; pieces < 2 * group; pieces = pieces < 64 ? pieces + 1 : pieces * 2) {
-    const int64_t channels = ceil_quotient(group, std::min(pieces, group));
+    const int64_t channels = ceil_divide<int64_t>(group, std::min(pieces, group));
     // Multiples of 8 keep channel vectors 16 bytes wide.
-    consider(channels < 8 ? channels : std::min(ceil_quotient(channels, 8) * 8, group));
+    consider(channels < 8 ? channels : std::min(ceil_divide<int64_t>(channels, 8) * 8, group));
   }
   if (least == kImpossible) plan.channels = plan.output_planes = 1;
   plan.voxels = input_planes_reached(depth, plan.output_planes) * plane;
@@ -146,11 +144,11 @@ void cut_reduction(Plan& plan, int64_t budget) {
   const int64_t workers = plan.target.backend == Backend::cpu ? plan.target.parallelism : 2 * plan.target.parallelism;
   const int64_t tiles = plan.target.backend == Backend::cpu
                             ? std::min(problem.groups, plan.target.parallelism)
-                            : ceil_quotient(rows, kTileRows) * ceil_quotient(columns, kTileColumns);
+                            : ceil_divide<int64_t>(rows, kTileRows) * ceil_divide<int64_t>(columns, kTileColumns);
   const int64_t accumulator_size = problem.dtype == DataType::float64 ? 8 : 4;
   const int64_t partial = problem.weight_elements() * accumulator_size;
   const int64_t affordable = std::max<int64_t>(budget / partial, 1);
-  const int64_t wanted = std::min(ceil_quotient(workers, tiles), affordable);
+  const int64_t wanted = std::min(ceil_divide<int64_t>(workers, tiles), affordable);
   const bool channels_first = problem.layout == Layout::ncdhw;
   const int64_t reduction = channels_first ? plan.voxels : plan.samples * plan.voxels;
   const bool on_cuda = plan.target.backend == Backend::cuda;
@@ -172,7 +170,7 @@ void cut_bias(Plan& plan) {
   const Problem& problem = plan.problem;
   const int64_t voxels = problem.batch * problem.output_voxels();
   plan.partials = std::clamp<int64_t>(voxels / kMinimumReduction, 1,
-                                      ceil_quotient(8 * plan.target.parallelism, problem.out_channels));
+                                      ceil_divide<int64_t>(8 * plan.target.parallelism, problem.out_channels));
   plan.partial_bytes = plan.partials * problem.out_channels * (problem.dtype == DataType::float64 ? 8 : 4);
 }
 
@@ -233,11 +231,5 @@ Plan plan_columns(const Problem& problem, Operator op, const Target& target, int
   plan.fits = plan.column_bytes + plan.partial_bytes <= workspace_limit && addressable(problem, target);
   return plan;
 }
-
-WorkspaceLayout::WorkspaceLayout(const Plan& plan)
-    : columns(0),
-      partials(plan.column_bytes),
-      conversion(partials + plan.partial_bytes),
-      library(conversion + plan.conversion_bytes) {}
 
 }  // namespace convt3d::gemm

@@ -3,7 +3,7 @@
 #include "cpu/sums.h"
 #include "cpu/widened.h"
 #include "direct/cpu/tiles.h"
-#include "direct/schedule.h"
+#include "workspace.h"
 
 namespace convt3d::direct {
 namespace {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cpu/widened.h"
+#include "workspace.h"
 
 namespace convt3d::direct {
 namespace {
@@ -14,7 +15,6 @@ constexpr int64_t kPartialBytes = 1 << 20;
 
 void plan_cpu(Plan& plan, int64_t workspace_limit) {
   const Problem& problem = plan.problem;
-  const auto align = [](int64_t bytes) { return (bytes + 255) / 256 * 256; };
   plan.configuration = "tiles";
   if (plan.op == Operator::grad_weight || plan.op == Operator::grad_input_weight) {
     const int64_t partial = problem.weight_elements() * (problem.dtype == DataType::float64 ? 8 : 4);

@@ -6,6 +6,7 @@
 #include "cuda/check.h"
 #include "cuda/sums.h"
 #include "direct/cuda/kernels.h"
+#include "workspace.h"
 
 namespace convt3d::direct {
 namespace {

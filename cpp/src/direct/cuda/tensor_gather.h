@@ -20,7 +20,9 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <iterator>
 #include <type_traits>
+#include <utility>
 
 #include "cuda/launch.h"
 #include "cuda/ptx.h"
@@ -176,9 +178,8 @@ struct Unit {
 template <uint32_t kSet>
 using Slots = std::integral_constant<uint32_t, kSet>;
 
-// Units that a thread has under way, at most, in 24 registers: as in gather.cpp.
 template <class T>
-constexpr int kMostUnits = sizeof(T) == 4 ? 6 : 3;
+constexpr int kMostUnits = most_units(sizeof(T));
 constexpr int kNowhere = -(1 << 29);
 
 template <class T, int kSlots, int kColumns, int kRowBlocks, int kSteps, bool kExact>
@@ -610,39 +611,33 @@ __global__ void __launch_bounds__(256)
   *reinterpret_cast<uint4*>(packed + place * 16) = *reinterpret_cast<const uint4*>(values);
 }
 
-template <class T, int kSlots, int kColumns, int kRowBlocks, bool kExact>
-bool launch_gather(const GatherArguments<T>& arguments, int64_t blocks, cudaStream_t stream) {
+// Launches the kernel of kTensorGathers[Entry], if that is the one that the arguments ask for.
+template <size_t Entry, class T>
+bool launch_entry(const GatherArguments<T>& arguments, cudaStream_t stream) {
+  constexpr GatherConfiguration kEntry = kTensorGathers[Entry];
   const TensorGather& gather = arguments.gather;
-  if (gather.slots != kSlots || gather.columns != kColumns || gather.row_blocks != kRowBlocks || gather.exact != kExact)
+  if (gather.slots != kEntry.slots || gather.columns != kEntry.columns || gather.row_blocks != kEntry.row_blocks ||
+      gather.exact != kEntry.exact)
     return false;
-  const auto run = [&](auto kernel) {
-    launch("launching gather_tensor", kernel, dim3(static_cast<unsigned>(blocks)), 128 * gather.warpgroups,
-           static_cast<size_t>(gather.shared_bytes), stream, arguments);
-  };
-  if (gather.k_steps == 2) {
-    run(gather_tensor_kernel<T, kSlots, kColumns, kRowBlocks, 2, kExact>);
+  if constexpr (kEntry.exact && sizeof(T) != 4) {
+    return false;
   } else {
-    run(gather_tensor_kernel<T, kSlots, kColumns, kRowBlocks, 1, kExact>);
+    const auto run = [&](auto kernel) {
+      launch("launching gather_tensor", kernel, dim3(static_cast<unsigned>(gather.blocks)), 128 * gather.warpgroups,
+             static_cast<size_t>(gather.shared_bytes), stream, arguments);
+    };
+    if (gather.k_steps == 2) {
+      run(gather_tensor_kernel<T, kEntry.slots, kEntry.columns, kEntry.row_blocks, 2, kEntry.exact>);
+    } else {
+      run(gather_tensor_kernel<T, kEntry.slots, kEntry.columns, kEntry.row_blocks, 1, kEntry.exact>);
+    }
+    return true;
   }
-  return true;
 }
 
-// A kernel of the table in gather.cpp.
-template <int kSlots, int kColumns, int kRowBlocks, bool kExact = false>
-struct GatherKernel {
-  template <class T>
-  static bool launch(const GatherArguments<T>& arguments, int64_t blocks, cudaStream_t stream) {
-    if constexpr (kExact && sizeof(T) != 4)
-      return false;
-    else
-      return launch_gather<T, kSlots, kColumns, kRowBlocks, kExact>(arguments, blocks, stream);
-  }
-};
-
-// Launches the first of the kernels that the arguments ask for.
-template <class... Kernels, class T>
-bool launch_one_of(const GatherArguments<T>& arguments, int64_t blocks, cudaStream_t stream) {
-  return (Kernels::launch(arguments, blocks, stream) || ...);
+template <class T, size_t... Entries>
+bool launch_one_of(const GatherArguments<T>& arguments, cudaStream_t stream, std::index_sequence<Entries...>) {
+  return (launch_entry<Entries>(arguments, stream) || ...);
 }
 
 template <class T>
@@ -652,15 +647,15 @@ void gather_tensor(const Problem& problem, Operator op, const TensorGather& gath
   const Extent output = problem.output();
   const auto volume = [&](bool is_input) {
     GatherVolume result;
-    const Extent& size = is_input ? problem.input : output;
-    for (int axis = 0; axis < 3; ++axis) result.size[axis] = static_cast<int>(size[axis]);
-    const int64_t voxels = is_input ? problem.input_voxels() : problem.output_voxels();
+    for (int axis = 0; axis < 3; ++axis)
+      result.size[axis] = static_cast<int>((is_input ? problem.input : output)[axis]);
     const int64_t channels = is_input ? problem.in_channels : problem.out_channels;
+    const VolumeStrides strides(problem.layout, channels, is_input ? problem.input_voxels() : problem.output_voxels());
     result.channels = static_cast<int>(channels);
     result.group_channels = static_cast<int>(channels / problem.groups);
-    result.sample_stride = channels * voxels;
-    result.channel_stride = static_cast<int>(channels_first ? voxels : 1);
-    result.voxel_stride = static_cast<int>(channels_first ? 1 : channels);
+    result.sample_stride = strides.sample;
+    result.channel_stride = static_cast<int>(strides.channel);
+    result.voxel_stride = static_cast<int>(strides.voxel);
     return result;
   };
   GatherArguments<T> arguments{source,
@@ -681,19 +676,7 @@ void gather_tensor(const Problem& problem, Operator op, const TensorGather& gath
   launch("launching pack_weights", pack_weights_kernel<T>, dim3(static_cast<unsigned>((pieces + 255) / 256)), 256, 0,
          stream, weight, static_cast<unsigned char*>(packed), gather, is_forward, channels_first,
          arguments.from.group_channels, arguments.to.group_channels, static_cast<int>(problem.taps()));
-  const int64_t blocks = (problem.batch + gather.samples - 1) / gather.samples * gather.tiles[0] * gather.tiles[1] *
-                         gather.tiles[2] * problem.groups * gather.phase_blocks * gather.column_blocks;
-  const bool launched =
-      launch_one_of<GatherKernel<1, 8, 1>, GatherKernel<1, 16, 1>, GatherKernel<1, 24, 1>, GatherKernel<1, 32, 1>,
-                    GatherKernel<1, 48, 1>, GatherKernel<1, 64, 1>, GatherKernel<1, 8, 2>, GatherKernel<1, 16, 2>,
-                    GatherKernel<1, 24, 2>, GatherKernel<1, 32, 2>, GatherKernel<1, 48, 2>, GatherKernel<1, 64, 2>,
-                    GatherKernel<2, 8, 2>, GatherKernel<2, 16, 2>, GatherKernel<2, 24, 1>, GatherKernel<2, 32, 1>,
-                    GatherKernel<2, 48, 1>, GatherKernel<2, 64, 1>, GatherKernel<4, 8, 1>, GatherKernel<4, 8, 2>,
-                    GatherKernel<4, 16, 1>, GatherKernel<4, 24, 1>, GatherKernel<4, 32, 1>, GatherKernel<1, 8, 1, true>,
-                    GatherKernel<1, 16, 1, true>, GatherKernel<1, 24, 1, true>, GatherKernel<1, 32, 1, true>,
-                    GatherKernel<1, 48, 1, true>, GatherKernel<1, 64, 1, true>, GatherKernel<2, 8, 1, true>,
-                    GatherKernel<2, 16, 1, true>, GatherKernel<2, 24, 1, true>, GatherKernel<2, 32, 1, true>,
-                    GatherKernel<4, 8, 1, true>, GatherKernel<4, 16, 1, true>>(arguments, blocks, stream);
+  const bool launched = launch_one_of(arguments, stream, std::make_index_sequence<std::size(kTensorGathers)>());
   if (!launched) throw std::logic_error("no tensor-core kernel has this configuration");
 }
 

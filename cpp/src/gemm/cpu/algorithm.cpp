@@ -2,6 +2,7 @@
 
 #include "cpu/widened.h"
 #include "gemm/cpu/backend.h"
+#include "workspace.h"
 
 namespace convt3d::gemm {
 

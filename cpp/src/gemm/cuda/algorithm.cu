@@ -3,6 +3,7 @@
 
 #include "gemm/algorithm.h"
 #include "gemm/cuda/backend.h"
+#include "workspace.h"
 
 namespace convt3d::gemm {
 
