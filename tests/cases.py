@@ -229,11 +229,17 @@ def workspace_limit(limit: int) -> Iterator[None]:
         set_workspace_limit(before)
 
 
-def direct_kernels(device: torch.device) -> set[str]:
-    """The families of kernels that algorithm "direct" chooses from on this device."""
+def direct_kernels(device: torch.device, operator: str) -> set[str]:
+    """The families of kernels that algorithm "direct" chooses from for an operator on this device."""
     if device.type == "cpu":
         return {"tiles"}
-    return {"simt", "depthwise", "tensor"} if torch.cuda.get_device_capability() >= (8, 0) else {"simt", "depthwise"}
+    capability = torch.cuda.get_device_capability()
+    families = {"simt", "depthwise"}
+    if operator != "grad_weight" and capability >= (8, 0):
+        families.add("pipelined" if capability == (9, 0) else "tensor")
+    if operator in ("grad_weight", "grad_input_weight") and capability >= (8, 0):
+        families.add("tensor")
+    return families
 
 
 def kernels_of(plan: _C.Plan) -> list[str]:

@@ -122,7 +122,7 @@ def test_every_direct_kernel_is_reached(operator: str) -> None:
         expected = native(case, tensors, operator, torch.float64)
         assert relative_error(results, expected) <= (TF32_BOUND if precision == "tf32" else BOUNDS[dtype])
         reached |= kernels
-    assert reached == direct_kernels(CUDA)
+    assert reached == direct_kernels(CUDA, operator)
 
 
 def _error_of_forward(case: Case, tensors: Tensors, expected: list[Tensor], algorithm: str) -> float:

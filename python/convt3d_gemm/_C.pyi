@@ -53,6 +53,8 @@ class Target:
     def cpu(threads: int) -> Target: ...
     @staticmethod
     def cuda(device: int) -> Target: ...
+    #: 90 for 9.0; 0 for a CPU. Kernels are chosen by it.
+    compute_capability: int
 
 class Plan:
     """How one operator of a problem is computed: by which kernels, and in pieces that fit a workspace."""

@@ -53,6 +53,13 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[2], uint3
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(row));
 }
 
+// 4 bytes of shared memory, by address.
+__device__ __forceinline__ uint32_t load_word(uint32_t address) {
+  uint32_t word;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+  return word;
+}
+
 // float32 rounded to tf32's ten bits of mantissa, nearest, ties away from zero.
 __device__ __forceinline__ float round_to_tf32(float value) {
 #if CONVT3D_HAS_MMA
@@ -63,6 +70,11 @@ __device__ __forceinline__ float round_to_tf32(float value) {
   __trap();
   return value;
 #endif
+}
+
+// The same for a tensor core alone, which looks at no more than those bits: the ones below are left as they come.
+__device__ __forceinline__ uint32_t rounded_for_tf32(uint32_t bits) {
+  return fabsf(__uint_as_float(bits)) < __uint_as_float(0x7f800000u) ? bits + 0x1000u : bits;
 }
 
 // d += a @ b on one warp: 16 x 8 sums over 32 bytes (float as tf32: 8 products, half types: 16).
@@ -162,8 +174,9 @@ __device__ __forceinline__ void wait_for_products() {
 
 #if CONVT3D_HAS_WGMMA
 
-// d += a @ b on four warps, each with 16 rows of a in registers, as in mma above; d[4 * i + j] belongs to columns 8 * i
-// and on. b is a descriptor of 32 bytes by N columns in shared memory, see wgmma_descriptor.
+// `run`: d += a @ b, `start`: d = a @ b, on four warps, each with 16 rows of a in registers, as in mma above; d[4 * i +
+// j] belongs to columns 8 * i and on. b is a descriptor of 32 bytes by N columns in shared memory, see
+// wgmma_descriptor.
 template <class T, int N>
 struct Wgmma;
 
@@ -186,23 +199,31 @@ __device__ __forceinline__ uint64_t wgmma_rows(uint32_t address, uint32_t half_s
   return static_cast<uint64_t>(column_stride >> 4) << 32 | low;
 }
 
-// One type's instructions for 8 to 64 columns; `kind` is what their names end in, `scales` their last immediates.
+// One type's instructions for 8 to 128 columns; `kind` is what their names end in, `scales` their last
+// immediates.
 #define CONVT3D_SUMS_4(i) "+f"(d[(i)]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
 #define CONVT3D_SUMS_8(i) CONVT3D_SUMS_4(i), CONVT3D_SUMS_4((i) + 4)
 #define CONVT3D_SUMS_16(i) CONVT3D_SUMS_8(i), CONVT3D_SUMS_8((i) + 8)
-#define CONVT3D_WGMMA_OF(Name, T, N, kind, scales, sum_names, operand_names, ...)                                 \
-  template <>                                                                                                     \
-  struct Name<T, N> {                                                                                             \
-    static __device__ __forceinline__ void run(float* d, const uint32_t (&a)[4], uint64_t b) {                    \
-      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N kind " {" sum_names "}, " operand_names ", " scales ";" \
-                   : __VA_ARGS__                                                                                  \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                         \
-    }                                                                                                             \
+#define CONVT3D_WGMMA_OF(Name, T, N, kind, scales, sum_names, operand_names, ...)                                    \
+  template <>                                                                                                        \
+  struct Name<T, N> {                                                                                                \
+    static __device__ __forceinline__ void run(float* d, const uint32_t (&a)[4], uint64_t b) {                       \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N kind " {" sum_names "}, " operand_names ", 1, " scales ";" \
+                   : __VA_ARGS__                                                                                     \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                            \
+    }                                                                                                                \
+    static __device__ __forceinline__ void start(float* d, const uint32_t (&a)[4], uint64_t b) {                     \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N kind " {" sum_names "}, " operand_names ", 0, " scales ";" \
+                   : __VA_ARGS__                                                                                     \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                            \
+    }                                                                                                                \
   };
 #define CONVT3D_WGMMA(Name, T, kind, scales)                                                                          \
   CONVT3D_WGMMA_OF(Name, T, 8, kind, scales, "%0, %1, %2, %3", "{%4, %5, %6, %7}, %8", CONVT3D_SUMS_4(0))             \
   CONVT3D_WGMMA_OF(Name, T, 16, kind, scales, "%0, %1, %2, %3, %4, %5, %6, %7", "{%8, %9, %10, %11}, %12",            \
                    CONVT3D_SUMS_8(0))                                                                                 \
+  CONVT3D_WGMMA_OF(Name, T, 24, kind, scales, "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11",                     \
+                   "{%12, %13, %14, %15}, %16", CONVT3D_SUMS_8(0), CONVT3D_SUMS_4(8))                                 \
   CONVT3D_WGMMA_OF(Name, T, 32, kind, scales, "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15", \
                    "{%16, %17, %18, %19}, %20", CONVT3D_SUMS_16(0))                                                   \
   CONVT3D_WGMMA_OF(Name, T, 48, kind, scales,                                                                         \
@@ -212,12 +233,19 @@ __device__ __forceinline__ uint64_t wgmma_rows(uint32_t address, uint32_t half_s
   CONVT3D_WGMMA_OF(Name, T, 64, kind, scales,                                                                         \
                    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                           \
                    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31",                  \
-                   "{%32, %33, %34, %35}, %36", CONVT3D_SUMS_16(0), CONVT3D_SUMS_16(16))
-CONVT3D_WGMMA(Wgmma, float, "k8.f32.tf32.tf32", "1, 1, 1")
-CONVT3D_WGMMA(Wgmma, __half, "k16.f32.f16.f16", "1, 1, 1, 0")
-CONVT3D_WGMMA(Wgmma, __nv_bfloat16, "k16.f32.bf16.bf16", "1, 1, 1, 0")
-CONVT3D_WGMMA(WgmmaTransposed, __half, "k16.f32.f16.f16", "1, 1, 1, 1")
-CONVT3D_WGMMA(WgmmaTransposed, __nv_bfloat16, "k16.f32.bf16.bf16", "1, 1, 1, 1")
+                   "{%32, %33, %34, %35}, %36", CONVT3D_SUMS_16(0), CONVT3D_SUMS_16(16))                              \
+  CONVT3D_WGMMA_OF(Name, T, 128, kind, scales,                                                                        \
+                   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                           \
+                   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                 \
+                   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                 \
+                   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63",                  \
+                   "{%64, %65, %66, %67}, %68", CONVT3D_SUMS_16(0), CONVT3D_SUMS_16(16), CONVT3D_SUMS_16(32),         \
+                   CONVT3D_SUMS_16(48))
+CONVT3D_WGMMA(Wgmma, float, "k8.f32.tf32.tf32", "1, 1")
+CONVT3D_WGMMA(Wgmma, __half, "k16.f32.f16.f16", "1, 1, 0")
+CONVT3D_WGMMA(Wgmma, __nv_bfloat16, "k16.f32.bf16.bf16", "1, 1, 0")
+CONVT3D_WGMMA(WgmmaTransposed, __half, "k16.f32.f16.f16", "1, 1, 1")
+CONVT3D_WGMMA(WgmmaTransposed, __nv_bfloat16, "k16.f32.bf16.bf16", "1, 1, 1")
 #undef CONVT3D_WGMMA
 #undef CONVT3D_WGMMA_OF
 #undef CONVT3D_SUMS_16
@@ -232,6 +260,52 @@ __device__ __forceinline__ void barrier_sync(int id, int threads) {
 }
 __device__ __forceinline__ void barrier_arrive(int id, int threads) {
   asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Barriers of 8 bytes in shared memory. A phase of one ends when `arrivals` threads have arrived and all bytes that
+// were announced have been copied; the parity of a barrier's first phase is 0.
+__device__ __forceinline__ void make_barrier(uint32_t barrier, int arrivals) {
+#if CONVT3D_HAS_WGMMA
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+#endif
+}
+__device__ __forceinline__ void arrive(uint32_t barrier) {
+#if CONVT3D_HAS_WGMMA
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+#endif
+}
+// Arrives, and announces that so many bytes will be copied.
+__device__ __forceinline__ void arrive_announcing(uint32_t barrier, uint32_t bytes) {
+#if CONVT3D_HAS_WGMMA
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+#endif
+}
+// Arrives once this thread's copies of elements and vectors so far have.
+__device__ __forceinline__ void arrive_after_copies(uint32_t barrier) {
+#if CONVT3D_HAS_WGMMA
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+#endif
+}
+// Until the phase of this parity has ended.
+__device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
+#if CONVT3D_HAS_WGMMA
+  uint32_t done;
+  do {
+    asm volatile(
+        "{ .reg .pred done; mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2; selp.b32 %0, 1, 0, done; }"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  } while (done == 0);
+#endif
+}
+// Copies `bytes`, a multiple of 16, between places aligned to 16; `barrier` learns of their arrival.
+__device__ __forceinline__ void copy_bulk(uint32_t shared, const void* global, uint32_t bytes, uint32_t barrier) {
+#if CONVT3D_HAS_WGMMA
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
+               "l"(global), "r"(bytes), "r"(barrier)
+               : "memory");
+#endif
 }
 
 // Copies one element of 4 or 8 bytes, or a zero if not `valid`, behind the thread's back where the GPU can do that.

@@ -9,7 +9,6 @@ namespace convt3d::direct {
 namespace {
 
 constexpr int64_t kBlockOverhead = 1024;  // of shared memory, that the driver keeps for each block
-constexpr int64_t kShortestExactSum = 192;
 constexpr int64_t kLimit = std::numeric_limits<int32_t>::max() / 2;
 
 int64_t element_bytes(const Problem& problem) { return problem.dtype == DataType::float32 ? 4 : 2; }
@@ -256,19 +255,19 @@ void try_tiles(const Problem& problem, const std::array<GatherAxis, 3>& axes, co
 
 }  // namespace
 
-GatherAxis::GatherAxis(const Problem& problem, Operator op, int axis) {
+GatherAxis::GatherAxis(const Problem& problem, Operator op, int axis, int64_t fold) {
   const int64_t kernel = problem.kernel[axis], stride = problem.stride[axis], padding = problem.padding[axis],
                 dilation = problem.dilation[axis];
   const bool forward = op == Operator::forward;
   destination = forward ? problem.output()[axis] : problem.input[axis];
   source = forward ? problem.input[axis] : problem.output()[axis];
-  destination_stride = forward ? stride : 1;
-  source_stride = forward ? 1 : stride;
+  destination_stride = fold * (forward ? stride : 1);
+  source_stride = fold * (forward ? 1 : stride);
   residues.resize(destination_stride);
   for (int64_t residue = 0; residue < destination_stride; ++residue) {
     for (int64_t tap = 0; tap < kernel; ++tap) {
       if (!forward) {
-        residues[residue].push_back({tap, tap * dilation - padding});
+        residues[residue].push_back({tap, residue * stride + tap * dilation - padding});
       } else if ((residue + padding - tap * dilation) % stride == 0) {
         residues[residue].push_back({tap, (residue + padding - tap * dilation) / stride});
       }
@@ -302,9 +301,7 @@ bool cut_tensor_gather(const Problem& problem, Operator op, const Target& target
   }
   gather.exact = problem.dtype == DataType::float32 && problem.precision == Precision::ieee;
   const int64_t residues = axes[0].destination_stride * axes[1].destination_stride * axes[2].destination_stride;
-  // On short sums, three products of TF32 are 1.6 times as far off as float32 arithmetic is; on longer ones they are
-  // not.
-  if (gather.exact && sources * problem.taps() < kShortestExactSum * residues) return false;
+  if (gather.exact && is_short_exact_sum(sources * problem.taps(), residues)) return false;
   const int64_t step_channels = 32 / element_bytes(problem);
   double least = std::numeric_limits<double>::max();
   TensorGather best;

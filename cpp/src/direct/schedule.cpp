@@ -12,6 +12,8 @@ const char* name(Family family) {
   switch (family) {
     case Family::depthwise:
       return "depthwise";
+    case Family::pipelined:
+      return "pipelined";
     case Family::tensor:
       return "tensor";
     case Family::simt:
@@ -51,6 +53,9 @@ Plan plan_direct(const Problem& problem, Operator op, const Target& target, int6
     const Operator gather = op == Operator::forward ? Operator::forward : Operator::grad_input;
     if (is_depthwise(problem)) {
       schedule.gather = Family::depthwise;
+    } else if (cut_pipelined_gather(problem, gather, target, schedule.pipelined_gather)) {
+      schedule.gather = Family::pipelined;
+      plan.weight_bytes = align(schedule.pipelined_gather.packed_bytes);
     } else if (cut_tensor_gather(problem, gather, target, schedule.tensor_gather)) {
       schedule.gather = Family::tensor;
       plan.weight_bytes = align(schedule.tensor_gather.packed_bytes);
@@ -71,6 +76,7 @@ Plan plan_direct(const Problem& problem, Operator op, const Target& target, int6
   }
   plan.workspace_bytes = plan.weight_bytes + plan.partial_bytes;
   plan.configuration = gathers ? name(schedule.gather) : "";
+  if (gathers && schedule.gather == Family::pipelined) plan.configuration += ' ' + schedule.pipelined_gather.name();
   if (reduces) plan.configuration += std::string(gathers ? ", " : "") + name(schedule.reduction);
   plan.schedule = std::make_shared<Schedule>(schedule);
   return plan;

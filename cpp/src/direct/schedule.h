@@ -4,17 +4,19 @@
 
 #include "convt3d/convt3d.h"
 #include "direct/gather.h"
+#include "direct/pipelined_gather.h"
 #include "direct/reduction.h"
 
 namespace convt3d::direct {
 
 // The kernels, from the most special to the one that takes everything.
-enum class Family { depthwise, tensor, simt };
+enum class Family { depthwise, pipelined, tensor, simt };
 
 struct Schedule {
   // Forward and grad_input.
   Family gather = Family::simt;
-  TensorGather tensor_gather;  // where gather is tensor
+  PipelinedGather pipelined_gather;  // where gather is pipelined
+  TensorGather tensor_gather;        // where gather is tensor
 
   // grad_weight, in `plan.partials` partial sums.
   Family reduction = Family::simt;

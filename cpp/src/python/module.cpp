@@ -68,7 +68,8 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<Target>(m, "Target")
       .def_static("cpu", &Target::cpu, py::arg("threads"))
-      .def_static("cuda", &Target::cuda, py::arg("device"));
+      .def_static("cuda", &Target::cuda, py::arg("device"))
+      .def_readwrite("compute_capability", &Target::compute_capability);
 
   const auto release = py::call_guard<py::gil_scoped_release>();
   py::class_<Plan>(m, "Plan")

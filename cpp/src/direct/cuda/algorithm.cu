@@ -45,6 +45,12 @@ class Runner {
                                   workspace_ + layout_.weights, stream_);
         }
         return;
+      case Family::pipelined:
+        if constexpr (!std::is_same_v<T, double>) {
+          return gather_pipelined<T>(problem, op, schedule().pipelined_gather, source, weight, bias, destination,
+                                     workspace_ + layout_.weights, stream_);
+        }
+        return;
       case Family::simt:
         return gather_simt<T>(problem, op, source, weight, bias, destination, stream_);
     }
@@ -68,6 +74,7 @@ class Runner {
           reduce_tensor<T>(problem, schedule().tensor_reduction, grad_output, input, partials, stream_);
         }
         break;
+      case Family::pipelined:
       case Family::simt:
         reduce_simt<T>(problem, plan_.partials, grad_output, input, partials, stream_);
         break;

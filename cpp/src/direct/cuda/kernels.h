@@ -27,11 +27,15 @@ template <class T>
 void reduce_depthwise(const Problem& problem, int64_t parts, const T* grad_output, const T* input,
                       Accumulator<T>* partials, cudaStream_t stream);
 
-// The same on tensor cores, for float, __half and __nv_bfloat16, as cut by cut_tensor_gather and cut_tensor_reduction.
+// The same on tensor cores, for float, __half and __nv_bfloat16, as cut by cut_tensor_gather, cut_pipelined_gather and
+// cut_tensor_reduction.
 // `packed` has room for gather.packed_bytes.
 template <class T>
 void gather_tensor(const Problem& problem, Operator op, const TensorGather& gather, const T* source, const T* weight,
                    const T* bias, T* destination, void* packed, cudaStream_t stream);
+template <class T>
+void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather& gather, const T* source,
+                      const T* weight, const T* bias, T* destination, void* packed, cudaStream_t stream);
 template <class T>
 void reduce_tensor(const Problem& problem, const TensorReduction& reduction, const T* grad_output, const T* input,
                    float* partials, cudaStream_t stream);

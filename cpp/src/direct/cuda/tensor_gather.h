@@ -1,42 +1,31 @@
-// The gather on tensor cores: forward and grad_input as an implicit matrix product (see direct/gather.h).
+// The gather on tensor cores with mma.sync, for GPUs from compute capability 8.0 on (see direct/gather.h): forward and
+// grad_input as an implicit matrix product. On 9.0, direct/cuda/pipelined_gather.h does this faster.
 //
 // Thread mapping: a block of `warpgroups` times 128 threads makes the tile's 64 * warpgroups * kRowBlocks positions,
 // for kSlots residues and kColumns channels. A warp holds kRowBlocks times 16 positions, all slots and all columns, in
 // registers. Source and weights of a stage lie in shared memory as [16 bytes of channels][position or column][16
 // bytes], so that any shifted window of positions is a set of 16-byte rows: one ldmatrix loads a fragment, whatever the
 // step. Stages are double-buffered: the next one's source is on its way to registers, and its weights to shared memory,
-// while the present one is multiplied. On sm_90 products are wgmma with the weights straight from shared memory, else
-// mma.sync.
+// while the present one is multiplied.
 //
 // Traffic: the source once for every depth offset and block of columns or residues, plus its halo; the weights once for
 // every tile (from L2); the destination once. Floor: 2 * taps * channels multiplications and additions a destination,
-// or its bytes. It should be bound by the tensor cores where channels and taps are many, by shared memory where columns
-// are fewer than 32 (a fragment takes 16 cycles to load), and by writing the destination where they are few. Counters
-// (H200) say that it is still bound by taking turns: kb61 has the tensor cores 40 % busy and shared memory 56 %,
-// because the warps of a block load and store a stage together, then multiply together; and kb73, which should write at
-// full rate, by instructions (65 a thread and destination, issue slots 55 % busy, DRAM 18 %).
+// or its bytes. Counters (H200, with wgmma in mma.sync's place) said that it is bound by taking turns: the warps of a
+// block load and store a stage together, then multiply together.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include <iterator>
-#include <type_traits>
 #include <utility>
 
 #include "cuda/launch.h"
 #include "cuda/ptx.h"
+#include "direct/cuda/gather_source.h"
 #include "direct/cuda/kernels.h"
 
 namespace convt3d::direct {
-
-// One side of the gather.
-struct GatherVolume {
-  int size[3];                       // depth, height, width
-  int channels, group_channels;      // of all groups, and of one
-  int64_t sample_stride;             // in elements
-  int channel_stride, voxel_stride;  // likewise
-};
 
 template <class T>
 struct GatherArguments {
@@ -53,16 +42,9 @@ struct GatherArguments {
 };
 
 // d += a @ b with 32 bytes of b's rows; its columns lie 16 bytes apart, halves of its rows kColumns * 16. `b` is its
-// address in 16 bytes, on sm_90 with the half stride above it: the lower word of wgmma's descriptor.
+// address in 16 bytes.
 template <class T, int kColumns>
 __device__ __forceinline__ void multiply(float (&d)[kColumns / 2], const uint32_t (&a)[4], uint32_t b) {
-#if CONVT3D_HAS_WGMMA
-  constexpr int kWide = kColumns == 24 ? 16 : kColumns == 48 ? 32 : kColumns;
-  ptx::Wgmma<T, kWide>::run(d, a, ptx::wgmma_descriptor(b));
-  if constexpr (kWide < kColumns) {
-    ptx::Wgmma<T, kColumns - kWide>::run(d + kWide / 2, a, ptx::wgmma_descriptor(b + kWide));
-  }
-#else
   const int lane = threadIdx.x % 32;
   const uint32_t row = (b + (lane / 8 % 2) * kColumns + lane % 8) * 16;
 #pragma unroll
@@ -74,17 +56,6 @@ __device__ __forceinline__ void multiply(float (&d)[kColumns / 2], const uint32_
 #pragma unroll
     for (int i = 0; i < 4; ++i) d[column / 2 + i] = sums[i];
   }
-#endif
-}
-
-// What is added to a tap's place, in 16 bytes, to make multiply's b of it.
-template <int kColumns>
-__device__ __forceinline__ uint32_t weight_base(uint32_t address) {
-#if CONVT3D_HAS_WGMMA
-  return ptx::wgmma_columns(address, kColumns * 16);
-#else
-  return address / 16;
-#endif
 }
 
 // Which stage, channels and part a block is at.
@@ -99,84 +70,6 @@ struct GatherCursor {
     ++channels;
   }
 };
-
-template <class T>
-__device__ __forceinline__ uint32_t pack_pair(T low, T high) {
-  if constexpr (sizeof(T) == 2) {
-    return static_cast<uint32_t>(*reinterpret_cast<const uint16_t*>(&low)) |
-           static_cast<uint32_t>(*reinterpret_cast<const uint16_t*>(&high)) << 16;
-  }
-  return 0;
-}
-
-// Two neighbours in one aligned write.
-template <class T>
-__device__ __forceinline__ void store_pair(T* destination, T low, T high) {
-  if constexpr (sizeof(T) == 4) {
-    *reinterpret_cast<float2*>(destination) = make_float2(low, high);
-  } else {
-    *reinterpret_cast<uint32_t*>(destination) = pack_pair(low, high);
-  }
-}
-
-// What the tensor cores get for a float: its tf32, or in a product of three parts what that leaves over.
-__device__ __forceinline__ float tf32_part(float value, bool low) {
-  const float high = ptx::round_to_tf32(value);
-  return low ? ptx::round_to_tf32(value - high) : high;
-}
-
-// 16 bytes of channels of one position, on their way from global to shared memory: as loaded, so that nothing waits for
-// them before they are stored.
-template <class T>
-struct Unit {
-  static constexpr int kChannels = 16 / sizeof(T);
-  uint32_t raw[kChannels];  // one channel each, or four of them 16 adjacent bytes
-
-  __device__ __forceinline__ void clear() {
-#pragma unroll
-    for (int i = 0; i < kChannels; ++i) raw[i] = 0;
-  }
-
-  // `count` channels, `stride` elements apart; the others are left as they are.
-  __device__ __forceinline__ void load(const T* source, int stride, int count, bool vector) {
-    if (vector) {
-      const uint4 loaded = __ldg(reinterpret_cast<const uint4*>(source));
-      raw[0] = loaded.x, raw[1] = loaded.y, raw[2] = loaded.z, raw[3] = loaded.w;
-      return;
-    }
-    using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
-    const Bits* bits = reinterpret_cast<const Bits*>(source);
-    if (count >= kChannels) {
-#pragma unroll
-      for (int i = 0; i < kChannels; ++i) raw[i] = __ldg(bits + i * stride);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kChannels; ++i) {
-        if (i < count) raw[i] = __ldg(bits + i * stride);
-      }
-    }
-  }
-
-  // What the tensor cores get: half types as they are, a float's tf32, or what that leaves over.
-  template <bool kExact>
-  __device__ __forceinline__ uint4 finish(bool vector, bool low) const {
-    low = kExact && low;
-    if constexpr (sizeof(T) == 4) {
-      return make_uint4(rounded(raw[0], low), rounded(raw[1], low), rounded(raw[2], low), rounded(raw[3], low));
-    } else {
-      if (vector) return make_uint4(raw[0], raw[1], raw[2], raw[3]);
-      return make_uint4(raw[0] | raw[1] << 16, raw[2] | raw[3] << 16, raw[4] | raw[5] << 16, raw[6] | raw[7] << 16);
-    }
-  }
-
- private:
-  static __device__ __forceinline__ uint32_t rounded(uint32_t bits, bool low) {
-    return __float_as_uint(tf32_part(__uint_as_float(bits), low));
-  }
-};
-
-template <uint32_t kSet>
-using Slots = std::integral_constant<uint32_t, kSet>;
 
 template <class T>
 constexpr int kMostUnits = most_units(sizeof(T));
@@ -365,55 +258,10 @@ __global__ void __launch_bounds__(512, 1) gather_tensor_kernel(const __grid_cons
       }
     }
   };
-  // The products of one step. The sets of slots that are common each have code of their own, without branches: between
-  // these ptxas would have wgmma wait.
-  const auto multiply_slots = [&](const Fragments& fragments, const GatherStep& step, uint32_t base, auto set) {
-    constexpr uint32_t kSet = decltype(set)::value;
-    ptx::begin_products();
+  const auto multiply_step = [&](const Fragments& fragments, const GatherStep& step, uint32_t base) {
 #pragma unroll
     for (int slot = 0; slot < kSlots; ++slot) {
-      if (kSet >> slot & 1) multiply_slot(fragments, slot, base + step.weights[slot]);
-    }
-    ptx::commit_products();
-  };
-  const auto multiply_step = [&](const Fragments& fragments, const GatherStep& step, uint32_t base) {
-    if constexpr (kSlots == 1) {
-      multiply_slots(fragments, step, base, Slots<1>());
-    } else if constexpr (kSlots == 2) {
-      if (step.slots == 3) {
-        multiply_slots(fragments, step, base, Slots<3>());
-      } else if (step.slots == 1) {
-        multiply_slots(fragments, step, base, Slots<1>());
-      } else {
-        multiply_slots(fragments, step, base, Slots<2>());
-      }
-    } else {
-      switch (step.slots) {
-        case 15:
-          return multiply_slots(fragments, step, base, Slots<15>());
-        case 12:
-          return multiply_slots(fragments, step, base, Slots<12>());
-        case 10:
-          return multiply_slots(fragments, step, base, Slots<10>());
-        case 8:
-          return multiply_slots(fragments, step, base, Slots<8>());
-        case 5:
-          return multiply_slots(fragments, step, base, Slots<5>());
-        case 4:
-          return multiply_slots(fragments, step, base, Slots<4>());
-        case 3:
-          return multiply_slots(fragments, step, base, Slots<3>());
-        case 2:
-          return multiply_slots(fragments, step, base, Slots<2>());
-        case 1:
-          return multiply_slots(fragments, step, base, Slots<1>());
-      }
-      ptx::begin_products();
-#pragma unroll
-      for (int slot = 0; slot < kSlots; ++slot) {
-        if (step.slots >> slot & 1) multiply_slot(fragments, slot, base + step.weights[slot]);
-      }
-      ptx::commit_products();
+      if (step.slots >> slot & 1) multiply_slot(fragments, slot, base + step.weights[slot]);
     }
   };
   // Adds the sums to their totals, and begins new ones. Too seldom, and what the tensor cores cut off shows; too often,
@@ -427,16 +275,14 @@ __global__ void __launch_bounds__(512, 1) gather_tensor_kernel(const __grid_cons
       });
     }
   };
-  // Until the products before the newest step's are done.
   const auto finish_step = [&](int number) {
-    ptx::wait_for_products<kExact ? 0 : 1>();
     if (kExact && number % kFoldedSteps == kFoldedSteps - 1) fold();
   };
   // While the products of one step are under way, the fragments of the next are loaded.
   const auto multiply_stage = [&](const GatherCursor& cursor, int buffer) {
     const GatherStage& stage = gather.tables.stages[phase.first_stage + cursor.stage];
     const uint32_t source_address = stages_address + buffer * stage_bytes;
-    const uint32_t base = weight_base<kColumns>(source_address + static_cast<uint32_t>(gather.source_stage_bytes));
+    const uint32_t base = (source_address + static_cast<uint32_t>(gather.source_stage_bytes)) / 16;
     const GatherStep* steps = gather.tables.steps + stage.first_step;
     const int count = stage.steps;
     Fragments even, odd;
@@ -453,7 +299,6 @@ __global__ void __launch_bounds__(512, 1) gather_tensor_kernel(const __grid_cons
       if (number + 2 < count) load_step(even, present_step, source_address);
       next_step = steps[min(number + 3, count - 1)];
     }
-    ptx::wait_for_products<0>();
     fold();
   };
 
@@ -469,7 +314,6 @@ __global__ void __launch_bounds__(512, 1) gather_tensor_kernel(const __grid_cons
     if (number >= 0) multiply_stage(present, number & 1);
     if (more) store_source(next, (number + 1) & 1);
     ptx::wait_for_copies<0>();
-    ptx::fence_shared_for_wgmma();
     __syncthreads();
     present = next;
     next.advance(kParts, phase.stages);
@@ -644,26 +488,12 @@ template <class T>
 void gather_tensor(const Problem& problem, Operator op, const TensorGather& gather, const T* source, const T* weight,
                    const T* bias, T* destination, void* packed, cudaStream_t stream) {
   const bool is_forward = op == Operator::forward, channels_first = problem.layout == Layout::ncdhw;
-  const Extent output = problem.output();
-  const auto volume = [&](bool is_input) {
-    GatherVolume result;
-    for (int axis = 0; axis < 3; ++axis)
-      result.size[axis] = static_cast<int>((is_input ? problem.input : output)[axis]);
-    const int64_t channels = is_input ? problem.in_channels : problem.out_channels;
-    const VolumeStrides strides(problem.layout, channels, is_input ? problem.input_voxels() : problem.output_voxels());
-    result.channels = static_cast<int>(channels);
-    result.group_channels = static_cast<int>(channels / problem.groups);
-    result.sample_stride = strides.sample;
-    result.channel_stride = static_cast<int>(strides.channel);
-    result.voxel_stride = static_cast<int>(strides.voxel);
-    return result;
-  };
   GatherArguments<T> arguments{source,
                                static_cast<const unsigned char*>(packed),
                                bias,
                                destination,
-                               volume(is_forward),
-                               volume(!is_forward),
+                               GatherVolume(problem, is_forward),
+                               GatherVolume(problem, !is_forward),
                                problem.batch,
                                channels_first,
                                false,

@@ -1,0 +1,402 @@
+#include "direct/pipelined_gather.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <iterator>
+#include <limits>
+#include <set>
+#include <vector>
+
+namespace convt3d::direct {
+namespace {
+
+constexpr int64_t kBlockOverhead = 1024;  // of shared memory, that the driver keeps for each block
+constexpr int64_t kLimit = std::numeric_limits<int32_t>::max() / 2;
+constexpr int kMostStages = 4;
+
+using Axes = std::array<GatherAxis, 3>;
+
+int64_t element_bytes(const Problem& problem) { return problem.dtype == DataType::float32 ? 4 : 2; }
+
+// Residues [first, first + count) of an axis: the distinct offsets of their contacts, ascending.
+std::vector<int64_t> offsets_of(const GatherAxis& axis, int64_t first, int64_t count) {
+  std::set<int64_t> offsets;
+  for (int64_t residue = first; residue < std::min(first + count, axis.destination_stride); ++residue) {
+    for (const Contact& contact : axis.residues[residue]) offsets.insert(contact.offset);
+  }
+  return {offsets.begin(), offsets.end()};
+}
+
+// The tap that a residue has at an offset, or -1.
+int64_t tap_at(const GatherAxis& axis, int64_t residue, int64_t offset) {
+  if (residue >= axis.destination_stride) return -1;
+  for (const Contact& contact : axis.residues[residue]) {
+    if (contact.offset == offset) return contact.tap;
+  }
+  return -1;
+}
+
+// Places `slots` residues: at most two along the width, which make whole rows, and the height, the others along the
+// depth, of which `fold` positions count as one where it has fewer residues. 0 where that cannot be.
+int place_slots(const Extent& residues, PipelinedGather& gather) {
+  int left = gather.slots;
+  for (int axis = 2; axis >= 0; --axis) {
+    int extent = 1, bits = 0;
+    for (; extent < left && extent < residues[axis] && (axis == 0 || extent < 2); ++bits) extent *= 2;
+    gather.slot_bits[axis] = bits;
+    gather.slot_extent[axis] = extent;
+    left /= extent;
+  }
+  if (left == 1) return 1;
+  if (gather.slot_extent[0] != residues[0]) return 0;
+  const int fold = left;
+  for (; left > 1; left /= 2) {
+    ++gather.slot_bits[0];
+    gather.slot_extent[0] *= 2;
+  }
+  return fold;
+}
+
+// What tiles walk through, whatever their size.
+struct Walk {
+  double steps = 1, taps = 1;    // of an average phase
+  int64_t all_steps = 1;         // of all phases, before channel groups repeat them
+  int64_t reach[3] = {0, 0, 0};  // how far the offsets of one phase lie apart, at most
+
+  Walk(const Axes& axes, const PipelinedGather& gather) {
+    for (int axis = 0; axis < 3; ++axis) {
+      const int64_t extent = gather.slot_extent[axis], residues = axes[axis].destination_stride;
+      int64_t all_offsets = 0, all_contacts = 0;
+      for (int64_t first = 0; first < residues; first += extent) {
+        const std::vector<int64_t> offsets = offsets_of(axes[axis], first, extent);
+        all_offsets += static_cast<int64_t>(offsets.size());
+        if (!offsets.empty()) reach[axis] = std::max(reach[axis], offsets.back() - offsets.front());
+        for (int64_t residue = first; residue < std::min(first + extent, residues); ++residue)
+          all_contacts += static_cast<int64_t>(axes[axis].residues[residue].size());
+      }
+      const double blocks = static_cast<double>(ceil_divide<int64_t>(residues, extent));
+      steps *= static_cast<double>(all_offsets) / blocks;
+      taps *= static_cast<double>(all_contacts) / blocks;
+      all_steps *= all_offsets;
+    }
+  }
+};
+
+// Which one of a kernel's sets of slots this is, or -1.
+int number_of(int slots, uint16_t set) {
+  const auto find = [set](const auto& sets) {
+    const auto found = std::find(std::begin(sets), std::end(sets), set);
+    return found == std::end(sets) ? -1 : static_cast<int>(found - std::begin(sets));
+  };
+  return slots == 1 ? find(kSetsOf1) : slots == 2 ? find(kSetsOf2) : slots == 4 ? find(kSetsOf4) : find(kSetsOf8);
+}
+
+// One step of a phase: an offset, one group of channels, and the taps that the phase's slots have there.
+struct Step {
+  int64_t offset[3];
+  int group = 0;
+  uint16_t slots = 0;
+  std::vector<int64_t> taps;
+
+  Step(const Problem& problem, const Axes& axes, const PipelinedGather& gather, const PipelinedPhase& phase,
+       const int64_t (&offset)[3])
+      : offset{offset[0], offset[1], offset[2]} {
+    const int width = gather.slot_extent[2], height = gather.slot_extent[1];
+    for (int slot = 0; slot < gather.slots; ++slot) {
+      const int64_t found[3] = {tap_at(axes[0], phase.residue[0] + slot / width / height, offset[0]),
+                                tap_at(axes[1], phase.residue[1] + slot / width % height, offset[1]),
+                                tap_at(axes[2], phase.residue[2] + slot % width, offset[2])};
+      if (found[0] < 0 || found[1] < 0 || found[2] < 0) continue;
+      slots = static_cast<uint16_t>(slots | 1u << slot);
+      taps.push_back((found[0] * problem.kernel[1] + found[1]) * problem.kernel[2] + found[2]);
+    }
+  }
+
+  int32_t shift(const PipelinedGather& gather, const PipelinedPhase& phase) const {
+    const int64_t row = (offset[0] - phase.origin[0]) * gather.rows + offset[1] - phase.origin[1];
+    const int64_t column = offset[2] - phase.origin[2], stride = gather.source_stride[2];
+    const int64_t position = row * gather.row_pitch + column % stride * gather.residue_pitch + column / stride;
+    return static_cast<int32_t>(2 * int64_t{group} * gather.half_stride +
+                                (gather.channel_pitch > 0 ? 4 : 16) * position);
+  }
+};
+
+// The lists that the kernel walks through. False where they do not fit.
+bool make_tables(const Problem& problem, const Axes& axes, PipelinedGather& gather) {
+  PipelinedTables& tables = gather.tables;
+  int64_t blocks[3];
+  for (int axis = 0; axis < 3; ++axis) {
+    blocks[axis] = ceil_divide<int64_t>(axes[axis].destination_stride, gather.slot_extent[axis]);
+  }
+  int pieces = 0, steps = 0, units = 0;
+  for (int64_t block = 0; block < gather.phase_blocks; ++block) {
+    const int64_t along[3] = {block / blocks[2] / blocks[1], block / blocks[2] % blocks[1], block % blocks[2]};
+    PipelinedPhase& phase = tables.phases[block];
+    std::vector<int64_t> offsets[3];
+    for (int axis = 0; axis < 3; ++axis) {
+      const int64_t first = along[axis] * gather.slot_extent[axis];
+      phase.residue[axis] = static_cast<int16_t>(first);
+      offsets[axis] = offsets_of(axes[axis], first, gather.slot_extent[axis]);
+    }
+    phase.first_piece = static_cast<uint16_t>(pieces);
+    if (offsets[0].empty() || offsets[1].empty() || offsets[2].empty()) continue;  // no tap: the bias alone
+    for (int axis = 0; axis < 3; ++axis) phase.origin[axis] = static_cast<int32_t>(offsets[axis].front());
+
+    const auto add = [&](const Step& step) {
+      const auto count = static_cast<int>(step.taps.size());
+      const bool begins = pieces == phase.first_piece || tables.pieces[pieces - 1].units + count > gather.piece_units;
+      const int set = number_of(gather.slots, step.slots);
+      if (set < 0 || steps == kMaximumPipelinedSteps || units + count > kMaximumUnits ||
+          (begins && pieces == kMaximumPieces))
+        return false;
+      if (begins) {
+        tables.pieces[pieces++] = {static_cast<uint16_t>(steps), 0, static_cast<uint16_t>(units), 0};
+      }
+      WeightPiece& piece = tables.pieces[pieces - 1];
+      tables.steps[steps++] = {step.shift(gather, phase),
+                               static_cast<uint32_t>(piece.units) * static_cast<uint32_t>(gather.unit_bytes / 16),
+                               static_cast<uint32_t>(set)};
+      for (const int64_t tap : step.taps) {
+        gather.unit_order[units++] = static_cast<uint16_t>(tap * gather.channel_groups + step.group);
+      }
+      ++piece.steps;
+      piece.units = static_cast<uint16_t>(piece.units + count);
+      return true;
+    };
+    for (const int64_t depth : offsets[0]) {
+      for (const int64_t height : offsets[1]) {
+        for (const int64_t width : offsets[2]) {
+          Step step(problem, axes, gather, phase, {depth, height, width});
+          for (; step.group < gather.channel_groups && !step.taps.empty(); ++step.group) {
+            if (!add(step)) return false;
+          }
+        }
+      }
+    }
+    phase.pieces = static_cast<uint16_t>(pieces - phase.first_piece);
+  }
+  gather.units = units;
+  return true;
+}
+
+void set_tile(const Axes& axes, const Walk& walk, const int64_t (&tile)[3], PipelinedGather& gather) {
+  for (int axis = 0; axis < 3; ++axis) {
+    gather.tile[axis] = static_cast<int>(tile[axis]);
+    gather.tiles[axis] = ceil_divide<int64_t>(axes[axis].positions(), tile[axis]);
+  }
+  gather.planes = static_cast<int>((tile[0] - 1) * axes[0].source_stride + walk.reach[0] + 1);
+  gather.rows = static_cast<int>((tile[1] - 1) * axes[1].source_stride + walk.reach[1] + 1);
+  gather.residue_pitch = static_cast<int>(tile[2] + walk.reach[2] / axes[2].source_stride);
+  gather.row_pitch = static_cast<int>(gather.residue_pitch * std::min(axes[2].source_stride, walk.reach[2] + 1));
+  gather.width = static_cast<int>((tile[2] - 1) * axes[2].source_stride + walk.reach[2] + 1);
+  gather.source_positions = gather.samples * gather.planes * gather.rows * gather.row_pitch;
+  // Channels 8 words apart modulo 32: the lanes of a fragment meet in no bank.
+  if (gather.channel_pitch > 0) gather.channel_pitch = (gather.source_positions + 23) / 32 * 32 + 8;
+  gather.half_stride = 16 * (gather.channel_pitch > 0 ? gather.channel_pitch : gather.source_positions);
+  gather.source_stage_bytes = int64_t{2} * gather.channel_groups * gather.half_stride;
+}
+
+// Divides a block's shared memory among the stages. False where it is too small.
+bool divide_memory(const Target& target, const Walk& walk, PipelinedGather& gather) {
+  const int64_t resident = 2 / gather.warpgroups;
+  const int64_t fixed = 256 + gather.staging_bytes + 8 * gather.positions() +
+                        12 * gather.samples * gather.planes * gather.rows * gather.width;
+  const int64_t room = target.shared_memory / resident - kBlockOverhead - fixed;
+  const auto all_units = static_cast<int64_t>(std::ceil(walk.taps)) * gather.channel_groups;
+  for (const int64_t pieces_bytes : {32 << 10, 16 << 10, 8 << 10}) {
+    const int64_t units = std::max<int64_t>(gather.slots, pieces_bytes / gather.unit_bytes);
+    gather.piece_units =
+        static_cast<int>(std::min({units, int64_t{kMaximumUnits}, std::max<int64_t>(all_units, gather.slots)}));
+    gather.weight_stage_bytes = int64_t{gather.piece_units} * gather.unit_bytes;
+    const int64_t weight_stages = 2;
+    const int64_t source_stages =
+        std::min<int64_t>((room - weight_stages * gather.weight_stage_bytes) / gather.source_stage_bytes, kMostStages);
+    if (source_stages < 2) continue;
+    gather.source_stages = static_cast<int>(source_stages);
+    const int64_t left = room - source_stages * gather.source_stage_bytes;
+    gather.weight_stages = static_cast<int>(std::min<int64_t>(left / gather.weight_stage_bytes, kMostStages));
+    gather.shared_bytes =
+        fixed + source_stages * gather.source_stage_bytes + gather.weight_stages * gather.weight_stage_bytes;
+    return true;
+  }
+  return false;
+}
+
+// Cycles of one product of 64 rows by so many columns, in a stream of them.
+double product_cycles(int columns) { return columns == 24 ? 14 : std::max(13.0, columns / 2.0); }
+
+// What one choice of kernel and tile costs, in cycles of the whole machine. The constants are fitted to 2147 measured
+// choices of kernel and tile for the layers of KernelBench and of common decoders, on an H200: 11 % off on average.
+double estimate(const Problem& problem, const Target& target, const Walk& walk, const PipelinedGather& gather) {
+  const double bytes = static_cast<double>(element_bytes(problem)), parts = gather.exact ? 3 : 1;
+  const bool by_channels = problem.layout == Layout::ncdhw, is_half = bytes == 2;
+  const double row_groups = gather.positions() / 64.0, warpgroups = gather.warpgroups;
+  const double stages = gather.channel_blocks, chunks = stages * gather.channel_groups;
+  const double pieces = stages * std::ceil(walk.taps * gather.channel_groups / gather.piece_units);
+  const double destinations = static_cast<double>(gather.positions()) * gather.slots * gather.columns;
+  // Resources of a multiprocessor. Channels lie apart in NCDHW, so that short rows waste parts of the 32-byte sectors
+  // at their ends.
+  const double source_bytes = chunks * 32 * gather.source_positions;
+  const double weight_bytes = chunks * walk.taps * gather.unit_bytes;
+  const double sector = by_channels ? 32.0 / bytes : 0;
+  const double row = static_cast<double>(gather.tile[2]) * gather.slot_extent[2];
+  const double strided = static_cast<double>(gather.destination_stride[2]) / gather.slot_extent[2];
+  const double loads = (1 + sector / gather.row_pitch) * source_bytes + weight_bytes;
+  const double stores = (1 + sector / row) * (by_channels ? strided : 1) * destinations * bytes;
+  const double multiply = 0.8 * row_groups * chunks * walk.taps * parts * product_cycles(gather.columns);
+  const double shared = 0.5 * (row_groups * chunks * parts * (walk.steps * 16 + walk.taps * gather.columns / 4.0) +
+                               (2 * source_bytes + weight_bytes + 12 * destinations) / 128);
+  const double memory = loads / 49 + stores / 15;
+  // What a multiplying warpgroup does one after the other, and what the warps that load do.
+  const double epilogue = destinations / (128 * warpgroups) * 13.7 * (is_half ? 4.6 : 1) * (by_channels ? 1 : 7.3);
+  const double chain = walk.steps * chunks * parts * (56 + 5.6 * gather.row_blocks + (gather.slots > 2 ? 84 : 0)) +
+                       187 * pieces + 11 * stages + 1900 + epilogue;
+  const double loading =
+      source_bytes / 512 * 99 * (by_channels ? (is_half ? 1.8 : 1) : 1.2) / warpgroups + 830 * stages;
+  // Others do something else meanwhile: the parts of an item overlap, but not wholly.
+  const double resident = 2 / warpgroups;
+  const double terms[] = {resident * multiply,    resident * shared, resident * memory, chain, loading,
+                          chain + 0.56 * multiply};
+  double item = 0;
+  for (const double term : terms) item += std::pow(term, 2.5);
+  item = std::pow(item, 0.4);
+  return std::ceil(static_cast<double>(gather.items) / (resident * static_cast<double>(target.parallelism))) * item;
+}
+
+// Even pieces of an extent, and powers of two.
+std::vector<int64_t> pieces_of(int64_t extent, int64_t most) {
+  std::set<int64_t> pieces;
+  for (int64_t count = 1; count <= 8; ++count) pieces.insert(ceil_divide<int64_t>(extent, count));
+  for (int64_t power = 1; power < extent; power *= 2) pieces.insert(power);
+  std::vector<int64_t> fitting;
+  for (const int64_t piece : pieces) {
+    if (piece <= most) fitting.push_back(piece);
+  }
+  if (extent > most) fitting.push_back(most);
+  return fitting;
+}
+
+// Tries every tile with the kernel that `gather` names, and keeps the cheapest in `best`.
+void try_tiles(const Problem& problem, const Axes& axes, const Target& target, const Walk& walk, PipelinedGather gather,
+               double& least, PipelinedGather& best) {
+  const int64_t positions = gather.positions();
+  const int64_t sample =
+      std::max(problem.in_channels * problem.input_voxels(), problem.out_channels * problem.output_voxels());
+  for (const int64_t width : pieces_of(axes[2].positions(), positions)) {
+    for (const int64_t height : pieces_of(axes[1].positions(), positions / width)) {
+      int64_t depth = std::min(axes[0].positions(), positions / (width * height));
+      depth = ceil_divide<int64_t>(axes[0].positions(), ceil_divide<int64_t>(axes[0].positions(), depth));
+      // Where a sample is smaller than a tile, several share it.
+      gather.samples = 1;
+      if (width == axes[2].positions() && height == axes[1].positions() && depth == axes[0].positions()) {
+        gather.samples = static_cast<int>(
+            std::clamp<int64_t>(positions / (width * height * depth), 1, std::max<int64_t>(problem.batch, 1)));
+      }
+      if (gather.samples * sample > kLimit) continue;
+      set_tile(axes, walk, {depth, height, width}, gather);
+      gather.items = ceil_divide<int64_t>(problem.batch, gather.samples) * problem.groups * gather.phase_blocks *
+                     gather.column_blocks * gather.tiles[0] * gather.tiles[1] * gather.tiles[2];
+      if (gather.items > kLimit || !divide_memory(target, walk, gather)) continue;
+      const double cost = estimate(problem, target, walk, gather);
+      if (cost < least) {
+        least = cost;
+        best = gather;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+std::string PipelinedGather::name() const {
+  return std::to_string(slots) + 'x' + std::to_string(columns) + 'x' + std::to_string(row_blocks) +
+         (exact ? " exact" : "");
+}
+
+bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& target, PipelinedGather& result) {
+  if (target.compute_capability != 90 || problem.dtype == DataType::float64) return false;
+  for (int axis = 0; axis < 3; ++axis) {
+    if (std::max(problem.input[axis], problem.output()[axis]) > (1 << 26) || problem.stride[axis] > 64 ||
+        problem.kernel[axis] > 64 || problem.padding[axis] > kLimit || problem.dilation[axis] > kLimit / 64)
+      return false;
+  }
+  // Offsets inside a sample are counted in 32 bits.
+  if (problem.in_channels * problem.input_voxels() > kLimit || problem.out_channels * problem.output_voxels() > kLimit)
+    return false;
+  const bool forward = op == Operator::forward;
+  const int64_t sources = forward ? problem.group_in_channels() : problem.group_out_channels();
+  const int64_t destinations = forward ? problem.group_out_channels() : problem.group_in_channels();
+  if (problem.taps() > kMaximumPipelinedSteps || sources == 0 || destinations == 0) return false;
+  PipelinedGather gather;
+  gather.exact = problem.dtype == DataType::float32 && problem.precision == Precision::ieee;
+  gather.channel_pitch = problem.dtype == DataType::float32 && problem.layout == Layout::ncdhw;
+  Extent residues{};
+  for (int axis = 0; axis < 3; ++axis) residues[axis] = forward ? problem.stride[axis] : 1;
+  if (gather.exact && is_short_exact_sum(sources * problem.taps(), residues[0] * residues[1] * residues[2]))
+    return false;
+  const int64_t group_channels = 32 / element_bytes(problem);
+  double least = std::numeric_limits<double>::max();
+  PipelinedGather best;
+  for (const GatherConfiguration& configuration : kPipelinedGathers) {
+    if (configuration.exact != gather.exact) continue;
+    // No more columns than channels, but for the smallest.
+    if (configuration.columns > 8 && configuration.columns >= destinations + 16) continue;
+    if (element_bytes(problem) == 2 && !takes_half_types(configuration)) continue;
+    gather.slots = configuration.slots;
+    gather.columns = configuration.columns;
+    gather.row_blocks = configuration.row_blocks;
+    const int fold = place_slots(residues, gather);
+    if (fold == 0) continue;
+    const Axes axes{GatherAxis(problem, op, 0, fold), GatherAxis(problem, op, 1), GatherAxis(problem, op, 2)};
+    gather.phase_blocks = 1;
+    for (int axis = 0; axis < 3; ++axis) {
+      gather.source_stride[axis] = static_cast<int>(axes[axis].source_stride);
+      gather.destination_stride[axis] = static_cast<int>(axes[axis].destination_stride);
+      gather.phase_blocks *=
+          static_cast<int>(ceil_divide<int64_t>(axes[axis].destination_stride, gather.slot_extent[axis]));
+    }
+    if (gather.phase_blocks > kMaximumPhases) continue;
+    const Walk walk(axes, gather);
+    gather.unit_bytes = 32 * gather.columns * gather.parts();
+    gather.staging_bytes = 4 * staging_floats(gather.columns, gather.row_blocks);
+    for (const int channel_groups : {1, 2, 4}) {
+      if (channel_groups > 1 && sources <= channel_groups / 2 * group_channels) continue;
+      if (walk.all_steps * channel_groups > kMaximumPipelinedSteps ||
+          problem.taps() * fold * channel_groups > kMaximumUnits)
+        continue;
+      for (const int warpgroups : {1, 2}) {
+        PipelinedGather candidate = gather;
+        candidate.channel_groups = channel_groups;
+        candidate.warpgroups = warpgroups;
+        candidate.staging_bytes *= warpgroups;
+        candidate.column_blocks = static_cast<int>(ceil_divide<int64_t>(destinations, candidate.columns));
+        candidate.channel_blocks = static_cast<int>(ceil_divide<int64_t>(sources, channel_groups * group_channels));
+        try_tiles(problem, axes, target, walk, candidate, least, best);
+      }
+    }
+  }
+  if (least == std::numeric_limits<double>::max()) return false;
+  const int fold = static_cast<int>(best.destination_stride[0] / residues[0]);
+  const Axes axes{GatherAxis(problem, op, 0, fold), GatherAxis(problem, op, 1), GatherAxis(problem, op, 2)};
+  if (!make_tables(problem, axes, best)) return false;
+  result = best;
+  result.packed_bytes =
+      problem.groups * result.column_blocks * result.channel_blocks * int64_t{result.units} * result.unit_bytes;
+  result.blocks = static_cast<int>(std::min(result.items, 2 / result.warpgroups * target.parallelism));
+  result.by_columns = Divisor<int32_t>(result.column_blocks);
+  result.by_phases = Divisor<int32_t>(result.phase_blocks);
+  result.by_groups = Divisor<int32_t>(problem.groups);
+  for (int axis = 0; axis < 3; ++axis) {
+    result.by_tiles[axis] = Divisor<int32_t>(result.tiles[axis]);
+    result.by_tile[axis] = Divisor<int32_t>(result.tile[axis]);
+  }
+  result.by_source_positions = Divisor<int32_t>(result.source_positions);
+  result.by_width = Divisor<int32_t>(result.width);
+  result.by_rows = Divisor<int32_t>(result.rows);
+  result.by_planes = Divisor<int32_t>(result.planes);
+  result.by_source_stride = Divisor<int32_t>(result.source_stride[2]);
+  return true;
+}
+
+}  // namespace convt3d::direct

@@ -1,0 +1,129 @@
+// The gather (see direct/gather.h) for GPUs of compute capability 9.0: an implicit matrix product in which some warps
+// load while others multiply, on blocks of threads that stay for many tiles.
+//
+// A tile is a set of positions q, one block of residues ("slots") and one block of destination channels ("columns").
+// It sums over stages of the source, each 32 * channel_groups bytes of channels of every source voxel that the tile
+// needs, and in each over steps: one offset of the source and 32 bytes of its channels, multiplied for every slot that
+// has a tap there. The weights of a stage's steps come in pieces of their own.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "convt3d/convt3d.h"
+#include "direct/gather.h"
+#include "geometry.h"
+
+namespace convt3d::direct {
+
+// The kernels that there are: sums for `slots` residues by `columns` channels by 64 * row_blocks positions, in
+// slots * columns * row_blocks / 2 registers of a thread; the exact ones have twice as many.
+inline constexpr GatherConfiguration kPipelinedGathers[] = {
+    {1, 8, 2, false},  {1, 16, 2, false}, {1, 32, 2, false}, {1, 64, 2, false}, {1, 128, 2, false}, {2, 16, 2, false},
+    {2, 32, 2, false}, {2, 48, 2, false}, {2, 64, 2, false}, {4, 8, 2, false},  {4, 16, 2, false},  {4, 24, 2, false},
+    {4, 32, 2, false}, {4, 48, 1, false}, {8, 8, 2, false},  {8, 16, 2, false}, {8, 24, 1, false},  {8, 32, 1, false},
+    {1, 16, 2, true},  {1, 32, 2, true},  {1, 64, 2, true},  {2, 32, 2, true},  {4, 8, 2, true},    {4, 16, 2, true},
+    {4, 32, 1, true},  {8, 8, 2, true},   {8, 16, 1, true},
+};
+
+// ptxas (CUDA 13.0) finds no registers for the others with half types, and would run their products one by one.
+constexpr bool takes_half_types(const GatherConfiguration& configuration) {
+  return !configuration.exact && !(configuration.slots == 8 && configuration.columns == 32);
+}
+
+// The sets of slots, as bits, that a step may have taps for. Two slots or one along each axis, or a window of them.
+inline constexpr uint8_t kSetsOf1[] = {1};
+inline constexpr uint8_t kSetsOf2[] = {1, 2, 3};
+inline constexpr uint8_t kSetsOf4[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+inline constexpr uint8_t kSetsOf8[] = {1,  2,   4,  8,   16, 32,  64, 128, 3,   12, 48, 192, 5,  10,  80,  160, 17, 34,
+                                       68, 136, 15, 240, 51, 204, 85, 170, 255, 7,  14, 28,  56, 112, 224, 6,   24, 96};
+
+struct PipelinedStep {
+  int32_t shift = 0;     // from a position's own place in the stage's source to the step's, in bytes
+  uint32_t weights = 0;  // the first slot's in its piece, the others' follow, in 16 bytes
+  uint32_t set = 0;      // of the slots that have a tap here: which one of kSetsOf1 to 8
+};
+
+// Steps whose weights arrive together. A unit is one tap's 32 bytes of channels by all columns.
+struct WeightPiece {
+  uint16_t first_step = 0, steps = 0;
+  uint16_t first_unit = 0, units = 0;
+};
+
+// The residues that one tile makes, from `residue` upwards.
+struct PipelinedPhase {
+  uint16_t first_piece = 0, pieces = 0;
+  int16_t residue[3]{};
+  int32_t origin[3]{};  // the lowest offsets
+};
+
+constexpr int kMaximumPipelinedSteps = 512;
+constexpr int kMaximumUnits = 1024;
+constexpr int kMaximumPieces = 256;
+constexpr int kMaximumPhases = 32;
+
+// Passed to the kernels by value, so that nothing has to be copied to the device beforehand.
+struct PipelinedTables {
+  PipelinedStep steps[kMaximumPipelinedSteps + 5];  // read ahead
+  WeightPiece pieces[kMaximumPieces];
+  PipelinedPhase phases[kMaximumPhases];
+};
+
+struct PipelinedGather {
+  // Which kernel: an entry of kPipelinedGathers, with so many warpgroups that multiply, and as many that load.
+  int slots = 1, columns = 8, row_blocks = 1;
+  bool exact = false;
+  int warpgroups = 1;
+
+  int slot_bits[3] = {0, 0, 0};  // logarithms of the slots along each axis
+  int slot_extent[3] = {1, 1, 1};
+  int phase_blocks = 1, column_blocks = 1, channel_blocks = 1;
+  int channel_groups = 1;   // 32 bytes of source channels each, in a stage
+  int samples = 1;          // of the batch, in one tile
+  int tile[3] = {1, 1, 1};  // positions q
+  int64_t tiles[3] = {1, 1, 1};
+  int source_stride[3] = {1, 1, 1}, destination_stride[3] = {1, 1, 1};
+  int planes = 1, rows = 1, width = 1;  // of a sample in a stage's source
+  int row_pitch = 1;                    // positions that a row has room for: they are ordered by their residue modulo
+  int residue_pitch = 1;                // M, so far apart
+  int source_positions = 1;             // in a stage
+  // float32 in NCDHW lies in a stage as [channel][position], so far apart; everything else as [16 bytes of
+  // channels][position][16 bytes], and this is 0.
+  int channel_pitch = 0;
+  int half_stride = 0;  // from the first 16 bytes of a group's channels to the others, in bytes
+  int source_stages = 2, weight_stages = 2;
+  int unit_bytes = 0, piece_units = 0;  // of the weights; the latter at most
+  int64_t source_stage_bytes = 0, weight_stage_bytes = 0, staging_bytes = 0, shared_bytes = 0;
+  int units = 0;  // of all residues, for one block of channels and columns
+  int64_t packed_bytes = 0;
+  int64_t items = 0;  // tiles by residues, columns and groups
+  int blocks = 0;     // of threads
+  Divisor<int32_t> by_columns, by_phases, by_groups, by_tiles[3], by_tile[3], by_source_positions, by_width, by_rows,
+      by_planes, by_source_stride;
+  PipelinedTables tables;
+  uint16_t unit_order[kMaximumUnits]{};  // tap * channel_groups + channel group
+
+  CONVT3D_HOST_DEVICE int parts() const {
+    return exact ? 2 : 1;
+  }  // of a float32: what tf32 holds, and what that leaves over
+  CONVT3D_HOST_DEVICE int positions() const { return 64 * warpgroups * row_blocks; }
+  int threads() const { return 256 * warpgroups; }
+  std::string name() const;  // of the entry of kPipelinedGathers
+};
+
+// Columns that leave through shared memory together, and the floats that this takes for a warpgroup.
+constexpr int staged_columns(int columns, int row_blocks) {
+  const int most = row_blocks == 1 ? 32 : 16;
+  if (columns <= most) return columns;
+  return columns % most == 0 ? most : 24 <= most && columns % 24 == 0 ? 24 : columns % 16 == 0 ? 16 : 8;
+}
+constexpr int staging_floats(int columns, int row_blocks) {
+  const int staged = staged_columns(columns, row_blocks);
+  const int by_channels = staged * (64 * row_blocks * 2 + 4), by_voxels = 64 * row_blocks * (staged + 8);
+  return by_channels > by_voxels ? by_channels : by_voxels;
+}
+
+// Whether the kernel takes the problem, and how.
+bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& target, PipelinedGather& gather);
+
+}  // namespace convt3d::direct

@@ -1,0 +1,157 @@
+// The pipelined gather's tables against the definition: every contact is there once, in the right place, a tile's
+// pieces fit the multiprocessor that they are cut for, and every kernel is chosen for some problem.
+#include "direct/pipelined_gather.h"
+
+#include <array>
+#include <random>
+#include <set>
+#include <string>
+
+#include "check.h"
+#include "problems.h"
+
+namespace {
+
+using namespace convt3d;
+using namespace convt3d::direct;
+using namespace convt3d::test;
+
+constexpr Operator kOperators[] = {Operator::forward, Operator::grad_input};
+const Target kTarget{Backend::cuda, 132, 90, 228 << 10};
+
+// Input position, tap and output position meet where output = input * stride - padding + tap * dilation.
+bool meets(const Problem& problem, int axis, int64_t input, int64_t tap, int64_t output) {
+  return output == input * problem.stride[axis] - problem.padding[axis] + tap * problem.dilation[axis];
+}
+
+uint32_t slots_of(const PipelinedGather& gather, uint32_t set) {
+  return gather.slots == 1   ? kSetsOf1[set]
+         : gather.slots == 2 ? kSetsOf2[set]
+         : gather.slots == 4 ? kSetsOf4[set]
+                             : kSetsOf8[set];
+}
+
+// A step's offset along each axis, from its shift.
+std::array<int64_t, 3> offset_of(const PipelinedGather& gather, const PipelinedPhase& phase, const PipelinedStep& step,
+                                 int group) {
+  const int position = (step.shift - 2 * group * gather.half_stride) / (gather.channel_pitch > 0 ? 4 : 16);
+  const int line = position / gather.row_pitch, column = position % gather.row_pitch;
+  const int residue = column / gather.residue_pitch;
+  return {phase.origin[0] + line / gather.rows, phase.origin[1] + line % gather.rows,
+          phase.origin[2] + (column - residue * gather.residue_pitch) * gather.source_stride[2] + residue};
+}
+
+void check_tables(const NamedProblem& named, Operator op, const PipelinedGather& gather) {
+  const Problem& problem = named.problem;
+  const bool forward = op == Operator::forward;
+  const int64_t fold = gather.destination_stride[0] / (forward ? problem.stride[0] : 1);
+  std::set<std::array<int64_t, 5>> seen;  // tap, channel group, and which of the folded positions
+  int units = 0;
+  for (int block = 0; block < gather.phase_blocks; ++block) {
+    const PipelinedPhase& phase = gather.tables.phases[block];
+    for (int number = phase.first_piece; number < phase.first_piece + phase.pieces; ++number) {
+      const WeightPiece& piece = gather.tables.pieces[number];
+      CHECK(piece.first_unit == units && piece.units <= gather.piece_units) << named;
+      uint32_t weights = 0;
+      for (int i = piece.first_step; i < piece.first_step + piece.steps; ++i) {
+        const PipelinedStep& step = gather.tables.steps[i];
+        CHECK(step.weights == weights) << named;
+        for (int slot = 0; slot < gather.slots; ++slot) {
+          if (!(slots_of(gather, step.set) >> slot & 1)) continue;
+          const int unit = gather.unit_order[units++], tap = unit / gather.channel_groups;
+          const int group = unit % gather.channel_groups;
+          weights += static_cast<uint32_t>(gather.unit_bytes / 16);
+          const std::array<int64_t, 3> offset = offset_of(gather, phase, step, group);
+          const int64_t taps[3] = {tap / problem.kernel[2] / problem.kernel[1],
+                                   tap / problem.kernel[2] % problem.kernel[1], tap % problem.kernel[2]};
+          const int w = gather.slot_extent[2], h = gather.slot_extent[1];
+          const int64_t residue[3] = {phase.residue[0] + slot / w / h, phase.residue[1] + slot / w % h,
+                                      phase.residue[2] + slot % w};
+          for (int axis = 0; axis < 3; ++axis) {
+            CHECK(residue[axis] < gather.destination_stride[axis]) << named << ": a slot beyond the residues";
+            CHECK(forward ? meets(problem, axis, offset[axis], taps[axis], residue[axis])
+                          : meets(problem, axis, residue[axis], taps[axis], offset[axis]))
+                << named << " axis " << axis << " offset " << offset[axis] << " tap " << taps[axis] << " residue "
+                << residue[axis];
+          }
+          CHECK(seen.insert({taps[0], taps[1], taps[2], group, residue[0]}).second) << named << ": a contact twice";
+        }
+      }
+    }
+  }
+  CHECK(units == gather.units) << named;
+  CHECK(static_cast<int64_t>(seen.size()) == problem.taps() * fold * gather.channel_groups) << named;
+  CHECK(gather.shared_bytes <= kTarget.shared_memory * gather.warpgroups / 2 - 1024) << named << gather.shared_bytes;
+  CHECK(gather.samples * gather.tile[0] * gather.tile[1] * gather.tile[2] <= gather.positions()) << named;
+  CHECK(gather.source_stages >= 2 && gather.weight_stages >= 2) << named;
+}
+
+// A problem of a size as networks have them.
+NamedProblem draw(std::mt19937& random) {
+  const auto pick = [&random](std::initializer_list<int> values) { return values.begin()[random() % values.size()]; };
+  NamedProblem drawn = problems()[0];
+  Problem& problem = drawn.problem;
+  problem = Problem();
+  problem.groups = pick({1, 1, 1, 2, 4});
+  problem.batch = pick({1, 2, 4});
+  problem.in_channels = problem.groups * pick({3, 8, 16, 32, 48, 64, 128, 256});
+  problem.out_channels = problem.groups * pick({1, 3, 8, 16, 24, 32, 48, 64, 128});
+  const bool is_cubic = random() % 2 == 0;
+  for (int axis = 0; axis < 3; ++axis) {
+    problem.stride[axis] = is_cubic && axis > 0 ? problem.stride[0] : pick({1, 1, 2, 2, 2, 3, 4});
+    problem.kernel[axis] = is_cubic && axis > 0 ? problem.kernel[0] : pick({1, 2, 3, 3, 4, 5});
+    problem.dilation[axis] = pick({1, 1, 1, 2});
+    problem.padding[axis] = pick({0, 1});
+    problem.input[axis] = pick({4, 7, 8, 16, 31, 32, 64});
+  }
+  problem.dtype = pick({0, 0, 1}) != 0 ? DataType::bfloat16 : DataType::float32;
+  problem.precision = random() % 2 == 0 ? Precision::ieee : Precision::tf32;
+  problem.layout = random() % 2 == 0 ? Layout::ndhwc : Layout::ncdhw;
+  return drawn;
+}
+
+}  // namespace
+
+int main() {
+  int taken = 0;
+  const auto cut_and_check = [&taken](const NamedProblem& named, Operator op) {
+    PipelinedGather gather;
+    if (!cut_pipelined_gather(named.problem, op, kTarget, gather)) return std::string();
+    ++taken;
+    check_tables(named, op, gather);
+    return gather.name();
+  };
+  for (NamedProblem named : problems()) {
+    for (const Operator op : kOperators) {
+      for (const DataType dtype : {DataType::float64, DataType::float32, DataType::float16, DataType::bfloat16}) {
+        for (const Layout layout : {Layout::ncdhw, Layout::ndhwc}) {
+          named.problem.dtype = dtype;
+          named.problem.layout = layout;
+          named.problem.precision = Precision::tf32;
+          const std::string name = cut_and_check(named, op);
+          CHECK(name.empty() == (dtype == DataType::float64)) << named;
+        }
+      }
+    }
+  }
+  CHECK(taken > 200) << taken << " problems cut";
+
+  std::set<std::string> reached;
+  std::mt19937 random(1);
+  for (int i = 0; i < 4000; ++i) {
+    const NamedProblem named = draw(random);
+    try {
+      named.problem.validate();
+    } catch (const InvalidProblem&) {
+      continue;
+    }
+    for (const Operator op : kOperators) reached.insert(cut_and_check(named, op));
+  }
+  reached.erase("");
+  CHECK(reached.size() == std::size(kPipelinedGathers)) << reached.size() << " kernels reached";
+
+  PipelinedGather gather;
+  const NamedProblem plain = problems()[1];
+  CHECK(!cut_pipelined_gather(plain.problem, Operator::forward, {Backend::cuda, 108, 80, 164 << 10}, gather));
+  return finish();
+}
