@@ -14,9 +14,9 @@ from torch import Tensor
 
 from convt3d_gemm import _C
 from convt3d_gemm.binding import has_backend, missing_backend
-from convt3d_gemm.compatibility import OutOfMemoryError, allows_tf32, cuda_stream
+from convt3d_gemm.compatibility import OutOfMemoryError, cuda_stream
 from convt3d_gemm.parameters import Parameters
-from convt3d_gemm.settings import get_workspace_limit
+from convt3d_gemm.problem import Problem
 
 __all__ = [
     "ALGORITHMS",
@@ -26,8 +26,8 @@ __all__ = [
     "grad_input",
     "grad_input_weight",
     "grad_weight",
-    "memory_format_of",
     "plan_call",
+    "planned",
 ]
 
 #: The algorithms and the operators by name. (The binding's enumerations are slow to hash, and every call looks its plan
@@ -51,47 +51,20 @@ _DATA_TYPES = {
 }
 
 
-def memory_format_of(tensor: Tensor) -> torch.memory_format:
-    """channels_last_3d for a 5-D tensor whose channels are innermost, else contiguous_format."""
-    if tensor.is_contiguous():
-        return torch.contiguous_format
-    if tensor.is_contiguous(memory_format=torch.channels_last_3d) or tensor.stride(1) == 1 != tensor.size(1):
-        return torch.channels_last_3d
-    return torch.contiguous_format
-
-
 class Call(NamedTuple):
-    """What one operator on tensors of one description needs: made once, and remembered.
+    """What one algorithm needs to compute a problem: made once, and remembered.
 
     Attributes:
         algorithm: its name.
-        operator: its name.
-        input_size: (N, Cin, D, H, W).
-        weight_size: (Cin, Cout / groups, kd, kh, kw).
-        parameters: of the convolution.
-        memory_format: of all tensors.
-        dtype: of all tensors.
-        tf32: whether float32 may be multiplied in TF32.
-        device: of all tensors.
-        threads: for work on a CPU.
-        limit: of the workspace, in bytes.
-        plan: how the C++ library computes the operator under that limit.
+        problem: what is computed.
+        plan: how the C++ library computes it under the problem's limit.
         fits: whether it can.
         workspace_bytes: that the plan takes, cuBLAS's own included.
         output_size: (N, Cout, OD, OH, OW).
     """
 
     algorithm: str
-    operator: str
-    input_size: torch.Size
-    weight_size: torch.Size
-    parameters: Parameters
-    memory_format: torch.memory_format
-    dtype: torch.dtype
-    tf32: bool
-    device: torch.device
-    threads: int
-    limit: int
+    problem: Problem
     plan: _C.Plan
     fits: bool
     workspace_bytes: int
@@ -103,8 +76,8 @@ class Call(NamedTuple):
         return self.plan.column_bytes + self.plan.partial_bytes
 
     def within(self, limit: int) -> Call:
-        """The same operator under another workspace limit."""
-        return _planned(*self[:10], limit)
+        """The same under another workspace limit."""
+        return planned(self.algorithm, self.problem._replace(limit=limit))
 
 
 def _check_sizes(input_size: torch.Size, weight_size: torch.Size, dtype: torch.dtype) -> None:
@@ -124,21 +97,20 @@ def _check_sizes(input_size: torch.Size, weight_size: torch.Size, dtype: torch.d
 
 
 @functools.lru_cache(maxsize=4096)
-def _planned(
-    algorithm: str,
-    operator: str,
-    input_size: torch.Size,
-    weight_size: torch.Size,
-    parameters: Parameters,
-    memory_format: torch.memory_format,
-    dtype: torch.dtype,
-    tf32: bool,
-    device: torch.device,
-    threads: int,
-    limit: int,
-) -> Call:
-    _check_sizes(input_size, weight_size, dtype)
-    problem = _C.Problem(
+def planned(algorithm: str, problem: Problem) -> Call:
+    """Plan a problem.
+
+    Args:
+        algorithm: of `ALGORITHMS`.
+        problem: what is to be computed.
+
+    Raises:
+        RuntimeError: sizes and parameters that no convolution satisfies, or a device without a backend.
+        NotImplementedError: a dtype other than float64, float32, float16 and bfloat16.
+    """
+    _, input_size, weight_size, parameters, *_ = problem
+    _check_sizes(input_size, weight_size, problem.dtype)
+    description = _C.Problem(
         batch=input_size[0],
         in_channels=input_size[1],
         out_channels=weight_size[1] * max(parameters.groups, 1),
@@ -149,31 +121,17 @@ def _planned(
         padding=parameters.padding,
         output_padding=parameters.output_padding,
         dilation=parameters.dilation,
-        layout=_C.Layout.ndhwc if memory_format == torch.channels_last_3d else _C.Layout.ncdhw,
-        dtype=_DATA_TYPES[dtype],
-        precision=_C.Precision.tf32 if tf32 else _C.Precision.ieee,
+        layout=_C.Layout.ndhwc if problem.memory_format == torch.channels_last_3d else _C.Layout.ncdhw,
+        dtype=_DATA_TYPES[problem.dtype],
+        precision=_C.Precision.tf32 if problem.tf32 else _C.Precision.ieee,
     )
+    device = problem.device
     if not has_backend(device.type):
         raise RuntimeError(f"algorithm {algorithm!r}: {missing_backend(device.type)}")
-    target = _C.Target.cpu(threads) if device.type == "cpu" else _C.Target.cuda(device.index)
-    plan = _C.Plan(problem, OPERATORS[operator], target, limit, ALGORITHMS[algorithm])
-    return Call(
-        algorithm,
-        operator,
-        input_size,
-        weight_size,
-        parameters,
-        memory_format,
-        dtype,
-        tf32,
-        device,
-        threads,
-        limit,
-        plan,
-        plan.fits,
-        plan.workspace_bytes,
-        (input_size[0], weight_size[1] * parameters.groups, *problem.output),
-    )
+    target = _C.Target.cpu(problem.threads) if device.type == "cpu" else _C.Target.cuda(device.index)
+    plan = _C.Plan(description, OPERATORS[problem.operator], target, problem.limit, ALGORITHMS[algorithm])
+    output_size = (input_size[0], weight_size[1] * parameters.groups, *description.output)
+    return Call(algorithm, problem, plan, plan.fits, plan.workspace_bytes, output_size)
 
 
 def plan_call(
@@ -184,35 +142,8 @@ def plan_call(
     parameters: Parameters,
     like: Tensor,
 ) -> Call:
-    """Plan an operator under the present workspace limit, number of threads and TF32 setting.
-
-    Args:
-        algorithm: of `ALGORITHMS`.
-        operator: of `OPERATORS`.
-        input_size: (N, Cin, D, H, W).
-        weight_size: (Cin, Cout / groups, kd, kh, kw).
-        parameters: of the convolution.
-        like: the tensor whose dtype, device and memory format the call takes.
-
-    Raises:
-        RuntimeError: sizes and parameters that no convolution satisfies, or a device without a backend.
-        NotImplementedError: a dtype other than float64, float32, float16 and bfloat16.
-    """
-    device, dtype = like.device, like.dtype
-    on_cuda = like.is_cuda
-    return _planned(
-        algorithm,
-        operator,
-        input_size,
-        weight_size,
-        parameters,
-        memory_format_of(like),
-        dtype,
-        on_cuda and dtype is torch.float32 and allows_tf32(),
-        device,
-        1 if on_cuda else torch.get_num_threads(),
-        get_workspace_limit(),
-    )
+    """Plan an operator under the present settings: `planned` of `Problem.of` the other arguments."""
+    return planned(algorithm, Problem.of(operator, input_size, weight_size, parameters, like))
 
 
 def _allocate_workspace(call: Call) -> tuple[_C.Plan, Tensor]:
@@ -221,14 +152,16 @@ def _allocate_workspace(call: Call) -> tuple[_C.Plan, Tensor]:
     Where it can't be allocated, its limit is halved until the smallest pieces have failed too.
     """
     if not call.fits:
+        problem = call.problem
         raise RuntimeError(
             f"algorithm {call.algorithm!r} needs a workspace of at least {call.limited_bytes} bytes for input of size "
-            f"{tuple(call.input_size)} and weight of size {tuple(call.weight_size)}, but the limit is {call.limit}; "
+            f"{tuple(problem.input_size)} and weight of size {tuple(problem.weight_size)}, but the limit is "
+            f"{problem.limit}; "
             "raise it with set_workspace_limit, or use algorithm 'direct' or 'native'"
         )
     while True:
         try:
-            return call.plan, torch.empty(call.workspace_bytes, dtype=torch.uint8, device=call.device)
+            return call.plan, torch.empty(call.workspace_bytes, dtype=torch.uint8, device=call.problem.device)
         except RuntimeError as error:
             smaller = call.within(max(call.limited_bytes // 2, 1))
             # Where nothing fits that limit, the plan is for the smallest pieces there are.
@@ -247,14 +180,15 @@ def _where(call: Call, workspace: Tensor) -> tuple[int, int, int, int]:
     The workspace may be freed as soon as the call returns: the caching allocator hands its memory out again only to
     work that is queued behind it.
     """
-    index = call.device.index
+    index, threads = call.problem.device.index, call.problem.threads
     if index is None:
-        return workspace.data_ptr(), 0, 0, call.threads
-    return workspace.data_ptr(), index, cuda_stream(index), call.threads
+        return workspace.data_ptr(), 0, 0, threads
+    return workspace.data_ptr(), index, cuda_stream(index), threads
 
 
 def _empty(size: tuple[int, ...] | torch.Size, call: Call) -> Tensor:
-    return torch.empty(size, dtype=call.dtype, device=call.device, memory_format=call.memory_format)
+    problem = call.problem
+    return torch.empty(size, dtype=problem.dtype, device=problem.device, memory_format=problem.memory_format)
 
 
 def _check_grad_output(call: Call, grad_output: Tensor) -> None:
@@ -267,8 +201,8 @@ def _check_grad_output(call: Call, grad_output: Tensor) -> None:
 def forward(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The transposed convolution, (N, Cout, OD, OH, OW)."""
     plan, workspace = _allocate_workspace(call)
-    input = input.contiguous(memory_format=call.memory_format)
-    weight = weight.contiguous(memory_format=call.memory_format)
+    input = input.contiguous(memory_format=call.problem.memory_format)
+    weight = weight.contiguous(memory_format=call.problem.memory_format)
     bias = None if bias is None else bias.contiguous()
     output = _empty(call.output_size, call)
     plan.forward(
@@ -285,9 +219,9 @@ def grad_input(call: Call, grad_output: Tensor, weight: Tensor) -> Tensor:
     """The gradient with respect to the input, (N, Cin, D, H, W)."""
     _check_grad_output(call, grad_output)
     plan, workspace = _allocate_workspace(call)
-    grad_output = grad_output.contiguous(memory_format=call.memory_format)
-    weight = weight.contiguous(memory_format=call.memory_format)
-    result = _empty(call.input_size, call)
+    grad_output = grad_output.contiguous(memory_format=call.problem.memory_format)
+    weight = weight.contiguous(memory_format=call.problem.memory_format)
+    result = _empty(call.problem.input_size, call)
     plan.grad_input(grad_output.data_ptr(), weight.data_ptr(), result.data_ptr(), *_where(call, workspace))
     return result
 
@@ -296,9 +230,9 @@ def grad_weight(call: Call, grad_output: Tensor, input: Tensor) -> Tensor:
     """The gradient with respect to the weight, (Cin, Cout / groups, kd, kh, kw)."""
     _check_grad_output(call, grad_output)
     plan, workspace = _allocate_workspace(call)
-    grad_output = grad_output.contiguous(memory_format=call.memory_format)
-    input = input.contiguous(memory_format=call.memory_format)
-    result = _empty(call.weight_size, call)
+    grad_output = grad_output.contiguous(memory_format=call.problem.memory_format)
+    input = input.contiguous(memory_format=call.problem.memory_format)
+    result = _empty(call.problem.weight_size, call)
     plan.grad_weight(grad_output.data_ptr(), input.data_ptr(), result.data_ptr(), *_where(call, workspace))
     return result
 
@@ -307,10 +241,10 @@ def grad_input_weight(call: Call, grad_output: Tensor, input: Tensor, weight: Te
     """Both gradients; with algorithm "gemm" from one set of columns."""
     _check_grad_output(call, grad_output)
     plan, workspace = _allocate_workspace(call)
-    grad_output = grad_output.contiguous(memory_format=call.memory_format)
-    input = input.contiguous(memory_format=call.memory_format)
-    weight = weight.contiguous(memory_format=call.memory_format)
-    input_result, weight_result = _empty(call.input_size, call), _empty(call.weight_size, call)
+    grad_output = grad_output.contiguous(memory_format=call.problem.memory_format)
+    input = input.contiguous(memory_format=call.problem.memory_format)
+    weight = weight.contiguous(memory_format=call.problem.memory_format)
+    input_result, weight_result = _empty(call.problem.input_size, call), _empty(call.problem.weight_size, call)
     plan.grad_input_weight(
         grad_output.data_ptr(),
         input.data_ptr(),

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from convt3d_gemm import native, selection
 from convt3d_gemm.compatibility import in_forward_mode, is_compiling, is_plain_eager
-from convt3d_gemm.library import memory_format_of
 from convt3d_gemm.parameters import Parameters
+from convt3d_gemm.problem import memory_format_of
 
 __all__ = ["Operator", "forward", "grad_input", "grad_input_weight", "grad_weight"]
 

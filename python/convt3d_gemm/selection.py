@@ -10,7 +10,9 @@ from torch import Tensor
 
 from convt3d_gemm import library, native
 from convt3d_gemm.binding import has_backend, missing_backend
+from convt3d_gemm.decision import Decision, decide
 from convt3d_gemm.parameters import Parameters, SizeArgument
+from convt3d_gemm.problem import Problem, memory_format_of
 
 __all__ = ["algorithms", "check_algorithm", "check_tensors", "workspace_bytes"]
 
@@ -76,11 +78,19 @@ def _library_call(
         return library.plan_call(algorithm, operator, input_size, weight_size, parameters, like)
     check_algorithm(algorithm)
     if algorithm == "auto":
-        if has_backend(like.device.type):
-            call = library.plan_call("gemm", operator, input_size, weight_size, parameters, like)
-            return call if call.fits else None
-        if like.device.type in ("cpu", "cuda"):
-            warnings.warn(f"algorithm 'auto' uses PyTorch's own: {missing_backend(like.device.type)}", stacklevel=2)
+        decision = _decision(operator, input_size, weight_size, parameters, like)
+        return None if decision is None else decision.call
+    return None
+
+
+def _decision(
+    operator: str, input_size: torch.Size, weight_size: torch.Size, parameters: Parameters, like: Tensor
+) -> Decision | None:
+    """What "auto" picks, or None on a device that only PyTorch computes on."""
+    if has_backend(like.device.type):
+        return decide(Problem.of(operator, input_size, weight_size, parameters, like))
+    if like.device.type in ("cpu", "cuda"):
+        warnings.warn(f"algorithm 'auto' uses PyTorch's own: {missing_backend(like.device.type)}", stacklevel=2)
     return None
 
 
@@ -92,7 +102,7 @@ def _check_bias(bias: Tensor, weight: Tensor, parameters: Parameters) -> None:
 
 def _in_layout_of(like: Tensor, result: Tensor) -> Tensor:
     """PyTorch's result in the layout that every algorithm keeps, and that the fake implementations promise."""
-    return result.contiguous(memory_format=library.memory_format_of(like))
+    return result.contiguous(memory_format=memory_format_of(like))
 
 
 def forward(input: Tensor, weight: Tensor, bias: Tensor | None, parameters: Parameters, algorithm: str) -> Tensor:
@@ -142,6 +152,16 @@ def grad_input_weight(
 ) -> tuple[Tensor, Tensor]:
     """Both gradients at once."""
     check_tensors("grad_output", grad_output, input=input, weight=weight)
+    if algorithm == "auto":
+        decision = _decision("grad_input_weight", input.shape, weight.shape, parameters, input)
+        if decision is not None and len(decision.pick) == 2:
+            first, second = decision.pick
+            # Alone, grad_input would take its layout from grad_output; together, both take it from the input.
+            grad_output = _in_layout_of(input, grad_output)
+            return (
+                grad_input(grad_output, weight, input.shape[2:], parameters, first),
+                grad_weight(grad_output, input, weight.shape[2:], parameters, second),
+            )
     call = _library_call(algorithm, "grad_input_weight", input.shape, weight.shape, parameters, input)
     if call is None:
         results = native.gradients(grad_output, input, weight, parameters, with_input=True, with_weight=True)
