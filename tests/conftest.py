@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
-from convt3d_gemm import build_info
+from convt3d_gemm import build_info, decision
 
 settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("fresh", deadline=None, print_blob=True)
@@ -31,3 +33,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 )
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_measurements(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What somebody has measured on this machine must not decide what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONVT3D_CACHE_DIR", str(tmp_path_factory.mktemp("no measurements")))
+        yield
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder for measurements, with no decision made before or left behind."""
+    monkeypatch.setenv("CONVT3D_CACHE_DIR", str(tmp_path))
+    decision.forget_decisions()
+    yield tmp_path
+    decision.forget_decisions()

@@ -1,4 +1,4 @@
-"""The command line: ``convt3d info`` and ``convt3d bench``."""
+"""The command line: ``convt3d info``, ``bench``, ``explain`` and ``tune``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from convt3d_gemm import build_info, get_workspace_limit
+from convt3d_gemm import build_info, choice, get_workspace_limit
 from convt3d_gemm.bench import command
 from convt3d_gemm.bench.device import describe, versions
 
@@ -34,10 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     info.add_argument("--json", action="store_true", help="print JSON")
     bench = commands.add_parser("bench", help="compare the algorithms, layer by layer", description=command.DESCRIPTION)
     command.add_arguments(bench)
+    explain = commands.add_parser("explain", help="say what algorithm auto picks for a layer, and why")
+    choice.add_explain_arguments(explain)
+    tune = commands.add_parser("tune", help="measure layers, so that auto picks by what is fastest on this machine")
+    choice.add_tune_arguments(tune)
 
     arguments = parser.parse_args(arguments_given)
     if arguments.command == "bench":
         return command.run(arguments, ["convt3d", *arguments_given])
+    if arguments.command == "explain":
+        return choice.run_explain(arguments)
+    if arguments.command == "tune":
+        return choice.run_tune(arguments)
     return _info(as_json=arguments.json)
 
 

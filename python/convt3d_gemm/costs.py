@@ -24,7 +24,7 @@ import torch
 from convt3d_gemm.parameters import Parameters, Triple
 from convt3d_gemm.problem import Problem
 
-__all__ = ["FEATURES", "Costs", "Hardware", "costs_for", "features", "problem_of"]
+__all__ = ["FEATURES", "Costs", "Hardware", "costs_for", "features", "problem_of", "times_of"]
 
 Times = Mapping[str, float]
 
@@ -188,8 +188,10 @@ class Costs:
         self._speed = speed
         self._launch = float(entry["launch_seconds"])
         self._reach = float(entry["reach"])
-        self._coefficients: Mapping[str, Mapping[str, list[float]]] = entry["coefficients"]
+        self._fits: Mapping[str, Mapping[str, Mapping[str, list[float]]]] = entry["fits"]
         self._measured = {(layer, precision, layout): times for layer, precision, layout, times in entry["measured"]}
+
+        self._settings = {(precision, layout) for _, precision, layout, _ in entry["measured"]}
 
     def floor(self, problem: Problem) -> float:
         """Milliseconds of all multiplications or of moving every tensor once, whichever is longer."""
@@ -207,15 +209,15 @@ class Costs:
     def measured(self, problem: Problem) -> Times:
         """Milliseconds of each algorithm where this very layer is in the table, else nothing."""
         times = self._measured.get((problem.layer, problem.precision, problem.layout), {})
-        return {name: value / self._speed for name, value in self._of_operator(times, problem.operator).items()}
+        return {name: value / self._speed for name, value in times_of(times, problem.operator).items()}
 
     def predict(self, problem: Problem) -> Times:
-        """Milliseconds expected of each algorithm; one that was never measured at this precision has none.
+        """Milliseconds expected of each algorithm; none if nothing was measured at this precision and in this layout.
 
         Args:
             problem: none of whose sizes is 0.
         """
-        if problem.precision not in self.multiply_rates:
+        if (problem.precision, problem.layout) not in self._settings:
             return {}
         coordinates = _coordinates(problem)
         neighbours = self._nearest(coordinates)
@@ -234,14 +236,14 @@ class Costs:
     ) -> dict[str, float]:
         values = _features(coordinates)
         expected = {}
-        for name, coefficients in self._coefficients.get(problem.operator, {}).items():
-            slowness = _dot(coefficients, values)
+        for name, fit in self._fits.get(problem.operator, {}).items():
+            slowness = _fitted(fit, values)
             deviations, weights = 0.0, _PRIOR
             for weight, neighbour in neighbours:
                 time = neighbour.times.get(problem.operator, {}).get(name)
                 if time is not None:
                     there = neighbour.problem._replace(operator=problem.operator)
-                    fitted = _dot(coefficients, _features(neighbour.coordinates))
+                    fitted = _fitted(fit, _features(neighbour.coordinates))
                     deviations += weight * (math.log(time / self._speed / self.work(there, name)) - fitted)
                     weights += weight
             expected[name] = self.work(problem, name) * math.exp(slowness + deviations / weights)
@@ -267,17 +269,19 @@ class Costs:
             neighbours.append(_Neighbour(problem, _coordinates(problem), times))
         return neighbours
 
-    @staticmethod
-    def _of_operator(times: Mapping[str, Times], operator: str) -> Times:
-        """The milliseconds of an operator; those of both gradients are added up where they were not taken together."""
-        if operator != "grad_input_weight":
-            return times.get(operator, {})
-        first, second = times.get("grad_input", {}), times.get("grad_weight", {})
-        return {**{name: first[name] + second[name] for name in first if name in second}, **times.get(operator, {})}
+
+def times_of(times: Mapping[str, Times], operator: str) -> Times:
+    """The times of an operator; those of both gradients are added up where they were not taken together."""
+    if operator != "grad_input_weight":
+        return times.get(operator, {})
+    first, second = times.get("grad_input", {}), times.get("grad_weight", {})
+    return {**{name: first[name] + second[name] for name in first if name in second}, **times.get(operator, {})}
 
 
-def _dot(first: list[float], second: tuple[float, ...]) -> float:
-    return sum(a * b for a, b in zip(first, second, strict=True))
+def _fitted(fit: Mapping[str, list[float]], values: tuple[float, ...]) -> float:
+    """The logarithm of how much longer than its work an algorithm takes; not beyond what was ever measured."""
+    least, most = fit["range"]
+    return min(max(sum(a * b for a, b in zip(fit["coefficients"], values, strict=True)), least), most)
 
 
 _DTYPES = {

@@ -19,11 +19,13 @@ from convt3d_gemm.problem import Problem
 __all__ = [
     "Decision",
     "Pick",
+    "candidates_of",
     "costs_of",
     "decide",
     "forget_decisions",
     "hardware_of",
     "measurements_of",
+    "pick_of",
     "workspace_bytes_of",
 ]
 
@@ -57,6 +59,13 @@ class Decision(NamedTuple):
     margin: float
     reason: str
 
+    @property
+    def notable_times(self) -> dict[Pick, float]:
+        """The times without those of pairs, but for the fastest pair."""
+        pairs = itertools.islice((pick for pick in self.times if len(pick) > 1), 1, None)
+        left_out = set(pairs)
+        return {pick: time for pick, time in self.times.items() if pick not in left_out}
+
 
 def decide(problem: Problem) -> Decision:
     """The decision for a problem; made once, and remembered until `forget_decisions`.
@@ -86,11 +95,10 @@ def _made(problem: Problem, calls: Mapping[str, library.Call]) -> Decision:
     possible = [*calls, "native"]
     source: Source
     for source, margin, times in _known_times(problem):
-        candidates = _candidates(times, possible)
+        candidates = candidates_of(times, possible)
         if ("native",) not in candidates:  # without it there is nothing to be held against
             continue
-        fastest = next(iter(candidates))
-        pick = fastest if candidates[fastest] * (1 + margin) < candidates["native",] else ("native",)
+        pick = pick_of(candidates, margin)
         call = calls.get(pick[0]) if len(pick) == 1 else None
         return Decision(problem, pick, call, source, candidates, margin, _reason(source, margin, pick, candidates))
     return Decision(problem, ("native",), None, "none", {}, 0.0, "nothing like it was ever measured")
@@ -109,8 +117,13 @@ def _known_times(problem: Problem) -> Iterable[tuple[Source, float, Mapping[str,
         yield "model", costs.margin, {part.operator: costs.predict(part) for part in parts}
 
 
-def _candidates(times: Mapping[str, Mapping[str, float]], possible: Iterable[str]) -> dict[Pick, float]:
-    """What may be picked, fastest first: an algorithm for the whole, or one for each gradient."""
+def candidates_of(times: Mapping[str, Mapping[str, float]], possible: Iterable[str]) -> dict[Pick, float]:
+    """What may be picked, fastest first: an algorithm for the whole, or one for each gradient.
+
+    Args:
+        times: milliseconds by operator and algorithm: of the operator itself, and where it is both gradients, of each.
+        possible: the algorithms that can be called.
+    """
     whole, *parts = times.values()
     possible = list(possible)
     candidates: dict[Pick, float] = {(name,): whole[name] for name in possible if name in whole}
@@ -120,6 +133,12 @@ def _candidates(times: Mapping[str, Mapping[str, float]], possible: Iterable[str
             if one in first and other in second:
                 candidates[one, other] = first[one] + second[other]
     return dict(sorted(candidates.items(), key=lambda candidate: candidate[1]))
+
+
+def pick_of(candidates: Mapping[Pick, float], margin: float) -> Pick:
+    """The fastest, if it is ahead of native by the margin; else native, which is among them."""
+    fastest = next(iter(candidates))
+    return fastest if candidates[fastest] * (1 + margin) < candidates["native",] else ("native",)
 
 
 def _reason(source: Source, margin: float, pick: Pick, candidates: Mapping[Pick, float]) -> str:

@@ -26,7 +26,7 @@ class OperatorExplanation:
         source: where `times` are from: "tuned" (measured on this device), "table" (this layer, measured on this class
             of device), "model" (the cost model), or "none".
         times: milliseconds of all that could have been picked, fastest first; two names where one computes grad_input
-            and the other grad_weight.
+            and the other grad_weight, of which only the fastest two are here.
         operations: a multiply-add is two.
         tensor_bytes: that any algorithm has to read or write once.
         column_bytes: of the whole column matrix, which "gemm" writes and reads on top, in pieces.
@@ -146,7 +146,7 @@ def _explained(made: decision.Decision) -> OperatorExplanation:
         pick=made.pick,
         reason=made.reason,
         source=made.source,
-        times=made.times,
+        times=made.notable_times,
         operations=problem.operations,
         tensor_bytes=problem.tensor_bytes,
         column_bytes=problem.column_bytes,

@@ -26,6 +26,7 @@ __all__ = [
     "grad_input",
     "grad_input_weight",
     "grad_weight",
+    "is_out_of_memory",
     "plan_call",
     "planned",
 ]
@@ -165,12 +166,13 @@ def _allocate_workspace(call: Call) -> tuple[_C.Plan, Tensor]:
         except RuntimeError as error:
             smaller = call.within(max(call.limited_bytes // 2, 1))
             # Where nothing fits that limit, the plan is for the smallest pieces there are.
-            if not _is_out_of_memory(error) or smaller.workspace_bytes >= call.workspace_bytes:
+            if not is_out_of_memory(error) or smaller.workspace_bytes >= call.workspace_bytes:
                 raise
             call = smaller
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether it is the allocator's, of CUDA or of the CPU."""
     return isinstance(error, OutOfMemoryError) or "can't allocate memory" in str(error)
 
 

@@ -92,7 +92,7 @@ class Measurements:
     def _read(self) -> dict[str, dict[str, float]]:
         try:
             text = self.path.read_text("utf-8")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except (OSError, UnicodeDecodeError) as error:
             return self._refused(f"it can't be read ({error})")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -105,6 +107,25 @@ def _in_layout_of(like: Tensor, result: Tensor) -> Tensor:
     return result.contiguous(memory_format=memory_format_of(like))
 
 
+Compute = TypeVar("Compute", bound=Callable[..., Any])
+
+
+def _with_fallback(compute: Compute) -> Compute:
+    """The operator, with "auto" falling back to "native", which may need less, where the pick finds no memory."""
+
+    @functools.wraps(compute)
+    def computed(*operands: Any) -> Any:  # the algorithm comes last
+        try:
+            return compute(*operands)
+        except RuntimeError as error:
+            if operands[-1] != "auto" or not library.is_out_of_memory(error):
+                raise
+        return compute(*operands[:-1], "native")
+
+    return computed  # type: ignore[return-value]
+
+
+@_with_fallback
 def forward(input: Tensor, weight: Tensor, bias: Tensor | None, parameters: Parameters, algorithm: str) -> Tensor:
     """The transposed convolution of a 5-D input."""
     if not _alike(input, weight) or (bias is not None and not _alike(input, bias)):
@@ -119,6 +140,7 @@ def forward(input: Tensor, weight: Tensor, bias: Tensor | None, parameters: Para
     return library.forward(call, input, weight, bias)
 
 
+@_with_fallback
 def grad_input(
     grad_output: Tensor, weight: Tensor, input_size: Sequence[int], parameters: Parameters, algorithm: str
 ) -> Tensor:
@@ -133,6 +155,7 @@ def grad_input(
     return library.grad_input(call, grad_output, weight)
 
 
+@_with_fallback
 def grad_weight(
     grad_output: Tensor, input: Tensor, kernel_size: Sequence[int], parameters: Parameters, algorithm: str
 ) -> Tensor:
@@ -147,6 +170,7 @@ def grad_weight(
     return library.grad_weight(call, grad_output, input)
 
 
+@_with_fallback
 def grad_input_weight(
     grad_output: Tensor, input: Tensor, weight: Tensor, parameters: Parameters, algorithm: str
 ) -> tuple[Tensor, Tensor]:

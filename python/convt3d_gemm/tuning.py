@@ -49,7 +49,7 @@ class Tuning:
             return "no transposed 3-D convolution was found"
         lines = []
         for made in self.decisions:
-            times = ", ".join(f"{' + '.join(pick)} {time:.3g} ms" for pick, time in made.times.items())
+            times = ", ".join(f"{' + '.join(pick)} {time:.3g} ms" for pick, time in made.notable_times.items())
             lines.append(f"{made.problem}: {' + '.join(made.pick)} ({times})")
         lines += [f"{problem}: {name} failed: {why}" for (problem, name), why in self.failures.items()]
         lines.append(f"kept in {self.kept}" if self.kept else "not kept: this process alone knows them")
