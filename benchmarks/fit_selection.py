@@ -33,13 +33,13 @@ import torch
 from convt3d_gemm import decision, tuning
 from convt3d_gemm.bench.ceilings import measure_ceilings
 from convt3d_gemm.bench.device import versions
-from convt3d_gemm.bench.inputs import MEMORY_FORMATS
+from convt3d_gemm.bench.inputs import Layout
 from convt3d_gemm.bench.layers import PRESETS, Layer
 from convt3d_gemm.bench.measure import comparison_mode
 from convt3d_gemm.bench.targets import geometric_mean
 from convt3d_gemm.bench.timing import Clock
+from convt3d_gemm.choice import forward_of
 from convt3d_gemm.costs import FEATURES, Costs, features, problem_of, times_of
-from convt3d_gemm.parameters import Parameters
 from convt3d_gemm.problem import OPERATORS, Problem
 
 TABLE = Path(__file__).parent.parent / "python" / "convt3d_gemm" / "costs.json"
@@ -55,7 +55,7 @@ class Setting(NamedTuple):
 
     dtype: torch.dtype
     tf32: bool
-    layout: str
+    layout: Layout
     share: float
 
     @property
@@ -163,14 +163,6 @@ def random_layer(number: int) -> Layer | None:
         return None
 
 
-def problem_for(layer: Layer, setting: Setting, device: torch.device) -> Problem:
-    """Forward of a layer."""
-    like = torch.empty(0, dtype=setting.dtype, device=device)
-    parameters = Parameters(layer.stride, layer.padding, layer.output_padding, layer.dilation, layer.groups)
-    problem = Problem.of("forward", torch.Size(layer.input_shape), torch.Size(layer.weight_shape), parameters, like)
-    return problem._replace(memory_format=MEMORY_FORMATS[setting.layout], tf32=setting.tf32)
-
-
 def problems_to_measure(device: torch.device, part: int, parts: int, seed: int) -> Iterator[tuple[Problem, float]]:
     """All of the published layers, then random ones without end; of these every `parts`-th. And seconds for each."""
     settings = SETTINGS[device.type]
@@ -181,7 +173,11 @@ def problems_to_measure(device: torch.device, part: int, parts: int, seed: int) 
 
     bounds = PUBLISHED_BOUNDS[device.type]
     named = [*PRESETS["all"], *(PRESETS["quick"] if device.type == "cpu" else ())]
-    published = [problem_for(layer, setting, device) for setting in settings for layer in named]
+    published = [
+        forward_of(layer, setting.dtype, setting.layout, setting.tf32, device)
+        for setting in settings
+        for layer in named
+    ]
     for problem in published[part - 1 :: parts]:
         if within(problem, bounds):
             yield problem, bounds.seconds
@@ -189,7 +185,9 @@ def problems_to_measure(device: torch.device, part: int, parts: int, seed: int) 
     for number in itertools.count(seed * 10**6 + part - 1, parts):
         layer = random_layer(number)
         setting = random.Random(-number).choices(settings, [each.share for each in settings])[0]
-        if layer is not None and within(problem := problem_for(layer, setting, device), bounds):
+        if layer is not None and within(
+            problem := forward_of(layer, setting.dtype, setting.layout, setting.tf32, device), bounds
+        ):
             yield problem, bounds.seconds
 
 
@@ -436,19 +434,18 @@ def loss(found: Iterable[Outcome]) -> float:
     return sum(values) / max(len(values), 1)
 
 
-def cross_validated(device: Mapping[str, Any], rows: Sequence[Row]) -> tuple[Choice, list[Outcome]]:
+def cross_validated(
+    device: Mapping[str, Any], rows: Sequence[Row], margins: Sequence[float]
+) -> tuple[Choice, list[Outcome]]:
     """The choice with the least loss on layers that were held out, and what it picked there."""
-    best: tuple[float, Choice, list[Outcome]] | None = None
+    tried: list[tuple[float, Choice, list[Outcome]]] = []
     for ridge, reach in itertools.product(RIDGES, REACHES):
         expected = expectations(device, rows, ridge, reach)
-        for margin in MARGINS:
-            found = outcomes(expected, margin)
-            value = loss(found)
-            if best is None or value < best[0]:
-                best = value, Choice(ridge, reach, margin), found
-        print(f"ridge {ridge}, reach {reach}: loss {min(loss(outcomes(expected, m)) for m in MARGINS):.5f}", flush=True)
-    assert best is not None
-    return best[1], best[2]
+        picked = [(margin, outcomes(expected, margin)) for margin in margins]
+        tried += [(loss(found), Choice(ridge, reach, margin), found) for margin, found in picked]
+        print(f"ridge {ridge}, reach {reach}: loss {min(loss(found) for _, found in picked):.5f}", flush=True)
+    _, choice, found = min(tried, key=lambda one: one[0])
+    return choice, found
 
 
 def report(found: Sequence[Outcome]) -> str:
@@ -483,9 +480,7 @@ def fit(arguments: argparse.Namespace) -> int:
         raise SystemExit("no measurements")
     name = arguments.name or device["device"]
     print(f"{name}: {len(rows)} layers, {len(FEATURES)} features")
-    choice, found = cross_validated(device, rows)
-    if arguments.margin is not None:
-        choice = choice._replace(margin=arguments.margin)
+    choice, found = cross_validated(device, rows, MARGINS if arguments.margin is None else [arguments.margin])
     print(f"chosen: ridge {choice.ridge}, reach {choice.reach}, margin {choice.margin}")
     print(report(found))
     if arguments.write:

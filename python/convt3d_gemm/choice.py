@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 
 from convt3d_gemm.bench.command import DTYPES
-from convt3d_gemm.bench.inputs import MEMORY_FORMATS
+from convt3d_gemm.bench.inputs import MEMORY_FORMATS, Layout
 from convt3d_gemm.bench.layers import PRESETS, SPECIFICATION_HELP, Layer, parse_layer
 from convt3d_gemm.bench.measure import comparison_mode
 from convt3d_gemm.binding import has_backend, missing_backend
@@ -19,9 +19,10 @@ from convt3d_gemm.compatibility import allows_tf32
 from convt3d_gemm.explanation import explain_problem
 from convt3d_gemm.parameters import Parameters
 from convt3d_gemm.problem import OPERATORS, Problem
+from convt3d_gemm.settings import get_workspace_limit
 from convt3d_gemm.tuning import tune_problems
 
-__all__ = ["add_explain_arguments", "add_tune_arguments", "run_explain", "run_tune"]
+__all__ = ["add_explain_arguments", "add_tune_arguments", "forward_of", "run_explain", "run_tune"]
 
 _Item = TypeVar("_Item")
 
@@ -149,14 +150,22 @@ def _problems(arguments: argparse.Namespace) -> list[Problem] | None:
         print(f"convt3d {arguments.command}: {missing_backend(device.type)}", file=sys.stderr)
         return None
     combinations = itertools.product(dict.fromkeys(layers), dict.fromkeys(arguments.dtype))
-    return [_problem(layer, dtype, device, arguments) for layer, dtype in combinations]
+    tf32 = _tf32(arguments)
+    return [forward_of(layer, dtype, arguments.layout, tf32, device) for layer, dtype in combinations]
 
 
-def _problem(layer: Layer, dtype: torch.dtype, device: torch.device, arguments: argparse.Namespace) -> Problem:
-    like = torch.empty(0, dtype=dtype, device=device)
-    parameters = Parameters(layer.stride, layer.padding, layer.output_padding, layer.dilation, layer.groups)
-    sizes = torch.Size(layer.input_shape), torch.Size(layer.weight_shape)
-    return Problem.of("forward", *sizes, parameters, like)._replace(
-        memory_format=MEMORY_FORMATS[arguments.layout],
-        tf32=_tf32(arguments) and device.type == "cuda" and dtype is torch.float32,
+def forward_of(layer: Layer, dtype: torch.dtype, layout: Layout, tf32: bool, device: torch.device) -> Problem:
+    """A layer's forward, under the present number of threads and workspace limit; TF32 counts for float32 on CUDA."""
+    on_cuda = device.type == "cuda"
+    return Problem(
+        "forward",
+        torch.Size(layer.input_shape),
+        torch.Size(layer.weight_shape),
+        Parameters(layer.stride, layer.padding, layer.output_padding, layer.dilation, layer.groups),
+        MEMORY_FORMATS[layout],
+        dtype,
+        tf32 and on_cuda and dtype is torch.float32,
+        device,
+        1 if on_cuda else torch.get_num_threads(),
+        get_workspace_limit(),
     )

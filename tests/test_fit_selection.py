@@ -1,0 +1,198 @@
+"""benchmarks/fit_selection.py: what it measures, and that its fit finds the rule behind made-up measurements."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from convt3d_gemm import decision
+from convt3d_gemm.bench.layers import PRESETS
+from convt3d_gemm.binding import has_backend
+from convt3d_gemm.costs import Costs
+from convt3d_gemm.problem import OPERATORS, Problem
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "fit_selection.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("fit_selection", SCRIPT)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["fit_selection"] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def rates(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A GPU that there is not, and that takes no time to describe."""
+    described = {
+        "type": "cuda",
+        "device": "made up",
+        "capability": [9, 0],
+        "least_capability": [8, 0],
+        "units": 132,
+        "copy_rate": 4e12,
+        "multiply_rates": {"tf32": 4e14, "bfloat16": 8e14, "float16": 8e14, "float32": 5e13},
+        "launch_seconds": 5e-6,
+    }
+    monkeypatch.setattr(script, "describe_class", lambda device: described)
+    return described
+
+
+def made_up(problem: Problem, algorithm: str) -> float:
+    """Milliseconds: native is slow where there are groups, gemm by its columns, direct where channels are many."""
+    moving, multiplying = problem.tensor_bytes / 4e12, problem.operations / 3e14
+    if algorithm == "gemm":
+        return 1e3 * (1.5 * multiplying + moving + 2.5 * problem.column_bytes / 4e12 + 1e-5)
+    channels = problem.weight_size[1]
+    if algorithm == "direct":
+        return 1e3 * (multiplying * (1 + channels / 64) + 1.5 * moving + 5e-6)
+    return 1e3 * (multiplying * (1.2 + 3 * math.log2(problem.parameters.groups)) + 3 * moving + 5e-6)
+
+
+def write_measurements(script: ModuleType, device: dict[str, Any], file: Path, count: int, noise: float) -> None:
+    draw = random.Random(0)
+    with file.open("w") as lines:
+        lines.write(json.dumps({"device": device}) + "\n")
+        problems = script.problems_to_measure(torch.device("cuda", 0), 1, 1, 0)
+        for _ in range(count):
+            problem, _ = next(problems)
+            times = {
+                operator: {
+                    name: made_up(problem._replace(operator=operator), name) * math.exp(draw.gauss(0, noise))
+                    for name in (["gemm"] if operator == "grad_input_weight" else ["gemm", "direct", "native"])
+                }
+                for operator in OPERATORS
+            }
+            row = {"layer": problem.layer, "precision": problem.precision, "layout": problem.layout}
+            lines.write(json.dumps({**row, "times": times, "failures": {}}) + "\n")
+
+
+def test_fit_finds_the_rule_behind_measurements(
+    script: ModuleType,
+    rates: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On layers that it has not seen, although each time is 3 % off; and the table is for this class alone."""
+    monkeypatch.setattr(script, "RIDGES", (0.3,))
+    monkeypatch.setattr(script, "REACHES", (1.5,))
+    table = tmp_path / "costs.json"
+    table.write_text(json.dumps({"format": 1, "classes": {"other": {**rates, "fits": {}, "measured": []}}}))
+    monkeypatch.setattr(script, "TABLE", table)
+    measured = tmp_path / "measured.jsonl"
+    write_measurements(script, rates, measured, count=260, noise=0.03)
+    with measured.open("a") as file:
+        file.write('{"layer": "N1,Cin')  # a run that was cut short
+    assert script.main(["fit", str(measured), "--write"]) == 0
+    out, err = capsys.readouterr()
+    assert err == f"{measured}:262: cut short, left out\n"
+    assert "made up: 260 layers" in out
+
+    summary = next(line for line in out.splitlines() if line.startswith("all "))
+    rows, near, _, _, over_native, _ = (float(word.strip("%")) for word in summary.split()[1:])
+    assert rows == 4 * 260
+    assert near > 85
+    assert over_native > 1.3
+
+    classes = json.loads(table.read_text())["classes"]
+    assert sorted(classes) == ["made up", "other"]
+    costs = Costs("made up", classes["made up"])
+    draws = script.problems_to_measure(torch.device("cuda", 0), 1, 1, seed=7)
+    ratios = []
+    for problem, _ in draws:
+        if problem.layer in {layer.specification for layer in PRESETS["all"]}:
+            continue
+        times = costs.predict(problem)
+        candidates = decision.candidates_of({"forward": times}, ["gemm", "direct", "native"])
+        [pick] = decision.pick_of(candidates, costs.margin)
+        ratios.append(made_up(problem, pick) / min(made_up(problem, name) for name in times))
+        if len(ratios) == 60:
+            break
+    assert sum(ratio < 1.15 for ratio in ratios) >= 54
+
+    # A table's own measurements make the same table again, but for their rounding.
+    assert script.main(["fit", "--name", "made up", "--write"]) == 0
+    again = json.loads(table.read_text())["classes"]["made up"]
+    assert again["measured"] == classes["made up"]["measured"]
+    first, second = (each["fits"]["forward"]["gemm"]["range"] for each in (again, classes["made up"]))
+    assert first == pytest.approx(second, abs=0.02)
+
+
+def test_measurements_of_two_devices_do_not_mix(script: ModuleType, rates: dict[str, Any], tmp_path: Path) -> None:
+    files = [tmp_path / "one", tmp_path / "two"]
+    for file, name in zip(files, ("made up", "another"), strict=True):
+        write_measurements(script, {**rates, "device": name}, file, count=3, noise=0)
+    with pytest.raises(SystemExit, match="measurements of two devices: made up and another"):
+        script.main(["fit", *map(str, files)])
+
+
+@pytest.fixture
+def measuring(
+    script: ModuleType, rates: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, float | str]]:
+    """Nothing is timed: each algorithm takes 1 ms, but gemm fails on kb73."""
+
+    def measured(problem: Problem, algorithms: tuple[str, ...], *, seconds: float) -> dict[str, float | str]:
+        fails = "in32x64x128" in problem.layer
+        return {name: "out of memory" if fails and name == "gemm" else 1.0 for name in algorithms}
+
+    monkeypatch.setattr(script.tuning, "measure", measured)
+    return measured
+
+
+@pytest.mark.usefixtures("measuring")
+def test_measure(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Parts share the layers out, what is done is not done again, failures are noted, and the time is kept to."""
+    device = torch.device("cuda", 0)
+    parts = [script.problems_to_measure(device, part, 3, 0) for part in (1, 2, 3)]
+    taken = [[next(part)[0] for _ in range(60)] for part in parts]
+    first, second, third = ({(each.layer, each.precision, each.layout) for each in part} for part in taken)
+    assert len(first | second | third) == 180  # none of them is in two parts
+    published = {layer.specification for layer in PRESETS["all"]}
+    settings = len(script.SETTINGS["cuda"])
+    assert sum(layer in published for layer, _, _ in first | second | third) == settings * len(published)
+    for problem in (problem for part in taken for problem in part if problem.layer not in published):
+        assert 5e7 <= problem.operations <= 6e11
+        assert problem.tensor_bytes <= 2e9
+
+    if not has_backend("cpu"):
+        return
+    file = tmp_path / "measured.jsonl"
+    arguments = ["measure", str(file), "--device", "cpu", "--seconds"]
+    assert script.main([*arguments, "0.2"]) == 0
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert lines[0]["device"]["device"] == "made up"
+    assert lines[0]["versions"]["torch"] == torch.__version__
+    rows = lines[1:]
+    assert len(rows) > 20
+    assert f"{len(rows)} layers measured in 0 s" in capsys.readouterr().out
+    for row in rows:
+        if row["failures"]:
+            assert row["failures"] == {f"{operator} gemm": "out of memory" for operator in OPERATORS}
+            assert row["times"]["forward"] == {"direct": 1.0, "native": 1.0}
+        else:
+            assert row["times"]["forward"] == {"gemm": 1.0, "direct": 1.0, "native": 1.0}
+            assert row["times"]["grad_input_weight"] == {"gemm": 1.0}
+    assert script.main([*arguments, "0.1"]) == 0
+    keys = [
+        (line["layer"], line["precision"], line["layout"])
+        for line in map(json.loads, file.read_text().splitlines())
+        if "layer" in line
+    ]
+    assert len(keys) > len(rows)
+    assert len(set(keys)) == len(keys)
