@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +108,7 @@ def written(**changes: object) -> str:
     return json.dumps({**content, **changes})
 
 
-UNUSABLE = {
+UNUSABLE: dict[str, tuple[str | bytes, str]] = {
     "cut short": (written()[:-20], "not what this package writes"),
     "empty": ("", "not what this package writes"),
     "a list": ("[1, 2]", "not what this package writes"),
@@ -245,7 +244,7 @@ LAYERS = [
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Problem, tuple[str, ...]]]]:
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Problem, tuple[str, ...]]]:
     """Nothing is timed: gemm takes 3 ms, direct 2, native 1; and these are the problems that were asked about."""
     seen: list[tuple[Problem, tuple[str, ...]]] = []
 
@@ -328,7 +327,7 @@ def test_tuned_auto_picks_the_fastest(cache: Path, monkeypatch: pytest.MonkeyPat
     assert decisions["forward"].reason == "measured here: 0.99 ms, native 1 ms"
 
     decision.forget_decisions()  # as a new process
-    explained = convt3d_gemm.explain(input, layer.weight, None, layer.stride)  # type: ignore[arg-type]
+    explained = convt3d_gemm.explain(input, layer.weight, None, layer.stride)
     assert {operator: each.pick for operator, each in explained.operators.items()} == {
         operator: (name,) for operator, name in fastest.items()
     }

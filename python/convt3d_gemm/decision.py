@@ -44,6 +44,7 @@ class Decision(NamedTuple):
     Attributes:
         problem: what is computed.
         pick: the algorithm, or one for each gradient.
+        output_size: (N, Cout, OD, OH, OW).
         call: of the library, where it computes the whole; None where PyTorch does, or where there are two.
         source: where the times come from.
         times: milliseconds of all that could have been picked, fastest first.
@@ -53,6 +54,7 @@ class Decision(NamedTuple):
 
     problem: Problem
     pick: Pick
+    output_size: tuple[int, ...]
     call: library.Call | None
     source: Source
     times: Mapping[Pick, float]
@@ -81,27 +83,31 @@ def decide(problem: Problem) -> Decision:
 def _decided(problem: Problem) -> Decision:
     # Whatever happens then, arguments that no convolution satisfies raise what they raise for each algorithm.
     calls = {name: library.planned(name, problem) for name in library.ALGORITHMS}
-    decision = _made(problem, {name: call for name, call in calls.items() if call.fits})
+    decision = _made(problem, calls)
     logger.debug("%s: %s, because %s", problem, " + ".join(decision.pick), decision.reason)
     return decision
 
 
 def _made(problem: Problem, calls: Mapping[str, library.Call]) -> Decision:
-    if 0 in problem.input_size:  # nothing to be fast at
-        name = next(iter(calls), "native")
-        return Decision(problem, (name,), calls.get(name), "none", {}, 0.0, "there is nothing to compute")
-    if not calls:
-        return Decision(problem, ("native",), None, "none", {}, 0.0, "no other algorithm fits the workspace limit")
-    possible = [*calls, "native"]
-    source: Source
-    for source, margin, times in _known_times(problem):
-        candidates = candidates_of(times, possible)
-        if ("native",) not in candidates:  # without it there is nothing to be held against
-            continue
-        pick = pick_of(candidates, margin)
+    output_size = next(iter(calls.values())).output_size
+    calls = {name: call for name, call in calls.items() if call.fits}
+
+    def picked(
+        pick: Pick, reason: str, source: Source = "none", times: Mapping[Pick, float] | None = None, margin: float = 0.0
+    ) -> Decision:
         call = calls.get(pick[0]) if len(pick) == 1 else None
-        return Decision(problem, pick, call, source, candidates, margin, _reason(source, margin, pick, candidates))
-    return Decision(problem, ("native",), None, "none", {}, 0.0, "nothing like it was ever measured")
+        return Decision(problem, pick, output_size, call, source, times or {}, margin, reason)
+
+    if 0 in problem.input_size:  # nothing to be fast at
+        return picked((next(iter(calls), "native"),), "there is nothing to compute")
+    if not calls:
+        return picked(("native",), "no other algorithm fits the workspace limit")
+    for source, margin, times in _known_times(problem):
+        candidates = candidates_of(times, [*calls, "native"])
+        if ("native",) in candidates:  # else there is nothing to be held against
+            pick = pick_of(candidates, margin)
+            return picked(pick, _reason(source, margin, pick, candidates), source, candidates, margin)
+    return picked(("native",), "nothing like it was ever measured")
 
 
 def _known_times(problem: Problem) -> Iterable[tuple[Source, float, Mapping[str, Mapping[str, float]]]]:

@@ -22,6 +22,7 @@ __all__ = [
     "ALGORITHMS",
     "OPERATORS",
     "Call",
+    "check_grad_output",
     "forward",
     "grad_input",
     "grad_input_weight",
@@ -193,11 +194,10 @@ def _empty(size: tuple[int, ...] | torch.Size, call: Call) -> Tensor:
     return torch.empty(size, dtype=problem.dtype, device=problem.device, memory_format=problem.memory_format)
 
 
-def _check_grad_output(call: Call, grad_output: Tensor) -> None:
-    if tuple(grad_output.shape) != call.output_size:
-        raise RuntimeError(
-            f"grad_output must have the output's size {call.output_size}, got {tuple(grad_output.shape)}"
-        )
+def check_grad_output(output_size: tuple[int, ...], grad_output: Tensor) -> None:
+    """Raise RuntimeError unless the gradient has the output's size."""
+    if tuple(grad_output.shape) != output_size:
+        raise RuntimeError(f"grad_output must have the output's size {output_size}, got {tuple(grad_output.shape)}")
 
 
 def forward(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -219,7 +219,7 @@ def forward(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None) -> T
 
 def grad_input(call: Call, grad_output: Tensor, weight: Tensor) -> Tensor:
     """The gradient with respect to the input, (N, Cin, D, H, W)."""
-    _check_grad_output(call, grad_output)
+    check_grad_output(call.output_size, grad_output)
     plan, workspace = _allocate_workspace(call)
     grad_output = grad_output.contiguous(memory_format=call.problem.memory_format)
     weight = weight.contiguous(memory_format=call.problem.memory_format)
@@ -230,7 +230,7 @@ def grad_input(call: Call, grad_output: Tensor, weight: Tensor) -> Tensor:
 
 def grad_weight(call: Call, grad_output: Tensor, input: Tensor) -> Tensor:
     """The gradient with respect to the weight, (Cin, Cout / groups, kd, kh, kw)."""
-    _check_grad_output(call, grad_output)
+    check_grad_output(call.output_size, grad_output)
     plan, workspace = _allocate_workspace(call)
     grad_output = grad_output.contiguous(memory_format=call.problem.memory_format)
     input = input.contiguous(memory_format=call.problem.memory_format)
@@ -241,7 +241,7 @@ def grad_weight(call: Call, grad_output: Tensor, input: Tensor) -> Tensor:
 
 def grad_input_weight(call: Call, grad_output: Tensor, input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Both gradients; with algorithm "gemm" from one set of columns."""
-    _check_grad_output(call, grad_output)
+    check_grad_output(call.output_size, grad_output)
     plan, workspace = _allocate_workspace(call)
     grad_output = grad_output.contiguous(memory_format=call.problem.memory_format)
     input = input.contiguous(memory_format=call.problem.memory_format)

@@ -74,6 +74,7 @@ def _library_call(
     weight_size: torch.Size,
     parameters: Parameters,
     like: Tensor,
+    grad_output: Tensor | None = None,
 ) -> library.Call | None:
     """The library's call where one of its algorithms is to compute the operator; None where PyTorch's own is."""
     if algorithm in library.ALGORITHMS:
@@ -81,7 +82,10 @@ def _library_call(
     check_algorithm(algorithm)
     if algorithm == "auto":
         decision = _decision(operator, input_size, weight_size, parameters, like)
-        return None if decision is None else decision.call
+        if decision is not None:
+            if grad_output is not None:  # PyTorch does not look, and the library looks at its own calls alone
+                library.check_grad_output(decision.output_size, grad_output)
+            return decision.call
     return None
 
 
@@ -147,7 +151,7 @@ def grad_input(
     """The gradient with respect to an input of spatial size `input_size`."""
     check_tensors("grad_output", grad_output, weight=weight)
     size = torch.Size((grad_output.size(0), weight.size(0), *input_size))
-    call = _library_call(algorithm, "grad_input", size, weight.shape, parameters, grad_output)
+    call = _library_call(algorithm, "grad_input", size, weight.shape, parameters, grad_output, grad_output)
     if call is None:
         input = grad_output.new_empty(1).expand(size)  # only its size and dtype are looked at
         result, _ = native.gradients(grad_output, input, weight, parameters, with_input=True, with_weight=False)
@@ -162,7 +166,7 @@ def grad_weight(
     """The gradient with respect to a weight of spatial size `kernel_size`."""
     check_tensors("grad_output", grad_output, input=input)
     size = torch.Size((input.size(1), grad_output.size(1) // max(parameters.groups, 1), *kernel_size))
-    call = _library_call(algorithm, "grad_weight", input.shape, size, parameters, input)
+    call = _library_call(algorithm, "grad_weight", input.shape, size, parameters, input, grad_output)
     if call is None:
         weight = grad_output.new_empty(1).expand(size)
         _, result = native.gradients(grad_output, input, weight, parameters, with_input=False, with_weight=True)
@@ -186,7 +190,7 @@ def grad_input_weight(
                 grad_input(grad_output, weight, input.shape[2:], parameters, first),
                 grad_weight(grad_output, input, weight.shape[2:], parameters, second),
             )
-    call = _library_call(algorithm, "grad_input_weight", input.shape, weight.shape, parameters, input)
+    call = _library_call(algorithm, "grad_input_weight", input.shape, weight.shape, parameters, input, grad_output)
     if call is None:
         results = native.gradients(grad_output, input, weight, parameters, with_input=True, with_weight=True)
         return _in_layout_of(input, results[0]), _in_layout_of(input, results[1])
