@@ -332,11 +332,13 @@ class Choice(NamedTuple):
     ridge: float
     reach: float
     margin: float
+    agreeing: int
 
 
-RIDGES = (0.03, 0.3, 3.0, 30.0)
-REACHES = (0.0, 0.7, 1.5, 3.0)
-MARGINS = (0.0, 0.03, 0.06, 0.1, 0.15, 0.25)
+RIDGES = (1.0, 10.0, 100.0)
+REACHES = (0.0, 1.5, 4.0)
+MARGINS = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5)
+AGREEING = (0, 2, 4)
 FOLDS = 5
 
 
@@ -347,6 +349,7 @@ def fitted(device: Mapping[str, Any], rows: Sequence[Row], choice: Choice, sourc
         "source": source,
         "margin": choice.margin,
         "reach": choice.reach,
+        "agreeing": choice.agreeing,
         "fits": {},
         "measured": [[row.layer, row.precision, row.layout, row.times] for row in rows],
     }
@@ -391,17 +394,30 @@ class Outcome(NamedTuple):
     over_native: float  # native's time over its own
 
 
-Expectation = tuple[Row, str, Mapping[decision.Pick, float], Mapping[decision.Pick, float]]
+class Expectation(NamedTuple):
+    """What a fit to the other folds' rows expects of a row, and what was measured.
+
+    Attributes:
+        expected: milliseconds of all that may be picked, fastest first.
+        measured: the same as measured.
+        doubted: what is not picked all the same, by the number of layers that must agree.
+    """
+
+    row: Row
+    operator: str
+    expected: Mapping[decision.Pick, float]
+    measured: Mapping[decision.Pick, float]
+    doubted: Mapping[int, frozenset[decision.Pick]]
 
 
 def expectations(device: Mapping[str, Any], rows: Sequence[Row], ridge: float, reach: float) -> list[Expectation]:
-    """For each row and operator what is expected of a fit to the other folds' rows, and what was measured."""
+    """Of every row and operator."""
     found: list[Expectation] = []
     for fold in range(FOLDS):
         known = [row for row in rows if row.fold % FOLDS != fold]
         if not known:
             continue
-        costs = Costs("", fitted(device, known, Choice(ridge, reach, 0.0), ""))
+        costs = Costs("", fitted(device, known, Choice(ridge, reach, 0.0, 0), ""))
         for row in rows:
             if row.fold % FOLDS == fold:
                 found += expectations_of(row, costs)
@@ -412,38 +428,45 @@ def expectations_of(row: Row, costs: Costs) -> Iterator[Expectation]:
     for operator in OPERATORS:
         parts = [operator, *(("grad_input", "grad_weight") if operator == "grad_input_weight" else ())]
         expected = {part: costs.predict(row.problem(part)) for part in parts}
-        measured = {part: times_of(row.times, part) for part in parts}
-        expected_of, measured_of = (decision.candidates_of(times, ALGORITHMS) for times in (expected, measured))
-        known = {pick: time for pick, time in expected_of.items() if pick in measured_of}
-        if ("native",) in known:
-            yield row, operator, known, measured_of
+        measured = decision.candidates_of({part: times_of(row.times, part) for part in parts}, ALGORITHMS)
+        candidates = decision.candidates_of(expected, ALGORITHMS)
+        candidates = {pick: time for pick, time in candidates.items() if pick in measured}
+        doubted = {}
+        for costs.agreeing in AGREEING:
+            of_parts = {part: costs.doubted(row.problem(part)) for part in parts}
+            doubted[costs.agreeing] = decision.doubted_of(candidates, of_parts)
+        if ("native",) in candidates:
+            yield Expectation(row, operator, candidates, measured, doubted)
 
 
-def outcomes(expected: Iterable[Expectation], margin: float) -> list[Outcome]:
+def outcomes(expected: Iterable[Expectation], margin: float, agreeing: int) -> list[Outcome]:
     found = []
-    for row, operator, guesses, measured in expected:
-        pick = decision.pick_of(guesses, margin)
+    for row, operator, guesses, measured, doubted in expected:
+        pick = decision.pick_of(guesses, margin, doubted[agreeing])
         best = min(measured.values())
         found.append(Outcome(row, operator, pick, measured[pick] / best, measured["native",] / measured[pick]))
     return found
 
 
 def loss(found: Iterable[Outcome]) -> float:
-    """Small where picks are near the best; being slower than native counts more."""
-    values = [math.log(each.over_best) ** 2 + 4 * min(math.log(each.over_native), 0.0) ** 2 for each in found]
+    """Small where picks are near the best; being slower than native counts ten times."""
+    values = [math.log(each.over_best) ** 2 + 10 * min(math.log(each.over_native), 0.0) ** 2 for each in found]
     return sum(values) / max(len(values), 1)
 
 
 def cross_validated(
-    device: Mapping[str, Any], rows: Sequence[Row], margins: Sequence[float]
+    device: Mapping[str, Any], rows: Sequence[Row], margins: Sequence[float], agreeing: Sequence[int]
 ) -> tuple[Choice, list[Outcome]]:
     """The choice with the least loss on layers that were held out, and what it picked there."""
     tried: list[tuple[float, Choice, list[Outcome]]] = []
     for ridge, reach in itertools.product(RIDGES, REACHES):
         expected = expectations(device, rows, ridge, reach)
-        picked = [(margin, outcomes(expected, margin)) for margin in margins]
-        tried += [(loss(found), Choice(ridge, reach, margin), found) for margin, found in picked]
-        print(f"ridge {ridge}, reach {reach}: loss {min(loss(found) for _, found in picked):.5f}", flush=True)
+        best = math.inf
+        for margin, count in itertools.product(margins, agreeing):
+            found = outcomes(expected, margin, count)
+            tried.append((loss(found), Choice(ridge, reach, margin, count), found))
+            best = min(best, tried[-1][0])
+        print(f"ridge {ridge}, reach {reach}: loss {best:.5f}", flush=True)
     _, choice, found = min(tried, key=lambda one: one[0])
     return choice, found
 
@@ -480,8 +503,10 @@ def fit(arguments: argparse.Namespace) -> int:
         raise SystemExit("no measurements")
     name = arguments.name or device["device"]
     print(f"{name}: {len(rows)} layers, {len(FEATURES)} features")
-    choice, found = cross_validated(device, rows, MARGINS if arguments.margin is None else [arguments.margin])
-    print(f"chosen: ridge {choice.ridge}, reach {choice.reach}, margin {choice.margin}")
+    margins = MARGINS if arguments.margin is None else [arguments.margin]
+    agreeing = AGREEING if arguments.agreeing is None else [arguments.agreeing]
+    choice, found = cross_validated(device, rows, margins, agreeing)
+    print("chosen: " + ", ".join(f"{name} {value}" for name, value in choice._asdict().items()))
     print(report(found))
     if arguments.write:
         source = arguments.source or table["classes"].get(name, {}).get("source") or "benchmarks/fit_selection.py"
@@ -496,7 +521,7 @@ def from_table(table: Mapping[str, Any], name: str | None) -> tuple[dict[str, An
     if name not in table["classes"]:
         raise SystemExit(f"give FILE, or --name, one of {', '.join(table['classes'])}")
     entry = table["classes"][name]
-    fitted_parts = ("source", "margin", "reach", "fits", "measured")
+    fitted_parts = ("source", "margin", "reach", "agreeing", "fits", "measured")
     device = {key: value for key, value in entry.items() if key not in fitted_parts}
     return device, [Row(*measured) for measured in entry["measured"]]
 
@@ -564,6 +589,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fitting.add_argument("files", type=Path, nargs="*", metavar="FILE", help="what measure has written")
     fitting.add_argument("--name", help="of the class in the table (default: the device's)")
     fitting.add_argument("--margin", type=float, help="in place of the one that cross-validation chooses")
+    fitting.add_argument("--agreeing", type=int, choices=AGREEING, help="likewise")
     fitting.add_argument("--source", help="where the figures are from, for explain")
     fitting.add_argument("--write", action="store_true", help="replace the class in the table")
     arguments = parser.parse_args(argv)

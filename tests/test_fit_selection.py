@@ -89,7 +89,7 @@ def test_fit_finds_the_rule_behind_measurements(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """On layers that it has not seen, although each time is 3 % off; and the table is for this class alone."""
-    monkeypatch.setattr(script, "RIDGES", (0.3,))
+    monkeypatch.setattr(script, "RIDGES", (1.0,))
     monkeypatch.setattr(script, "REACHES", (1.5,))
     table = tmp_path / "costs.json"
     table.write_text(json.dumps({"format": 1, "classes": {"other": {**rates, "fits": {}, "measured": []}}}))
@@ -107,7 +107,7 @@ def test_fit_finds_the_rule_behind_measurements(
     rows, near, _, _, over_native, _ = (float(word.strip("%")) for word in summary.split()[1:])
     assert rows == 4 * 260
     assert near > 85
-    assert over_native > 1.3
+    assert over_native > 1.25
 
     classes = json.loads(table.read_text())["classes"]
     assert sorted(classes) == ["made up", "other"]
@@ -119,7 +119,8 @@ def test_fit_finds_the_rule_behind_measurements(
             continue
         times = costs.predict(problem)
         candidates = decision.candidates_of({"forward": times}, ["gemm", "direct", "native"])
-        [pick] = decision.pick_of(candidates, costs.margin)
+        doubted = decision.doubted_of(candidates, {"forward": costs.doubted(problem)})
+        [pick] = decision.pick_of(candidates, costs.margin, doubted)
         ratios.append(made_up(problem, pick) / min(made_up(problem, name) for name in times))
         if len(ratios) == 60:
             break
@@ -188,11 +189,12 @@ def test_measure(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixtu
         else:
             assert row["times"]["forward"] == {"gemm": 1.0, "direct": 1.0, "native": 1.0}
             assert row["times"]["grad_input_weight"] == {"gemm": 1.0}
-    assert script.main([*arguments, "0.1"]) == 0
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines[:20]))
+    assert script.main([*arguments, "0.2"]) == 0
     keys = [
         (line["layer"], line["precision"], line["layout"])
         for line in map(json.loads, file.read_text().splitlines())
         if "layer" in line
     ]
-    assert len(keys) > len(rows)
+    assert len(keys) > 19
     assert len(set(keys)) == len(keys)

@@ -169,6 +169,7 @@ class Costs:
         source: where its figures are from.
         margin: how much faster than native an algorithm must be expected to be before it is preferred: 0.05 for 5 %.
         margin_of_measured: the same where the very layer was measured.
+        agreeing: on how many of the nearest measured layers it must have been faster than native, too.
         copy_rate: bytes per second, those read and those written.
         multiply_rates: operations per second of a large matrix product, by precision.
     """
@@ -186,6 +187,7 @@ class Costs:
         self.source = str(entry["source"])
         self.margin = float(entry["margin"]) + margin
         self.margin_of_measured = margin
+        self.agreeing = int(entry["agreeing"])
         self.copy_rate = speed * float(entry["copy_rate"])
         self.multiply_rates = {precision: speed * float(rate) for precision, rate in entry["multiply_rates"].items()}
         self._speed = speed
@@ -194,6 +196,8 @@ class Costs:
         self._fits: Mapping[str, Mapping[str, Mapping[str, list[float]]]] = entry["fits"]
         self._measured = {(layer, precision, layout): times for layer, precision, layout, times in entry["measured"]}
 
+        # One problem's operators are asked about one after the other.
+        self._nearest = functools.lru_cache(maxsize=16)(self._find_nearest)
         self._settings = {(precision, layout) for _, precision, layout, _ in entry["measured"]}
 
     def floor(self, problem: Problem) -> float:
@@ -231,6 +235,18 @@ class Costs:
         names = set.intersection(*map(set, parts)) if parts else set()
         return {**{name: sum(part[name] for part in parts) for name in sorted(names)}, **together}
 
+    def doubted(self, problem: Problem) -> set[str]:
+        """Algorithms that native has beaten on one of the `agreeing` nearest layers, whatever is expected of them here.
+
+        What is expected may be off by more than any margin where a library picks a kernel of its own for some shapes
+        (cuDNN, oneDNN); such shapes come in clusters.
+        """
+        doubted = set()
+        for _, neighbour in self._nearest(_coordinates(problem))[: self.agreeing]:
+            times = times_of(neighbour.times, problem.operator)
+            doubted |= {name for name, time in times.items() if time > times.get("native", math.inf)}
+        return doubted
+
     def _expected(
         self,
         problem: Problem,
@@ -252,17 +268,15 @@ class Costs:
             expected[name] = self.work(problem, name) * math.exp(slowness + deviations / weights)
         return expected
 
-    def _nearest(self, coordinates: tuple[float, ...]) -> list[tuple[float, _Neighbour]]:
+    def _find_nearest(self, coordinates: tuple[float, ...]) -> list[tuple[float, _Neighbour]]:
         """The nearest layers that were measured, each with the weight of its deviation."""
-        if not self._reach:
-            return []
         found = []
         for neighbour in self._neighbours:
             apart = zip(_WEIGHTS, coordinates, neighbour.coordinates, strict=True)
             found.append((sum((w * (a - b)) ** 2 for w, a, b in apart), neighbour))
         found.sort(key=lambda pair: pair[0])
-        scale = -0.5 / self._reach**2
-        return [(math.exp(scale * square), neighbour) for square, neighbour in found[:_NEIGHBOURS]]
+        scale = -0.5 / self._reach**2 if self._reach else -math.inf
+        return [(math.exp(scale * square) if square else 1.0, neighbour) for square, neighbour in found[:_NEIGHBOURS]]
 
     @functools.cached_property
     def _neighbours(self) -> list[_Neighbour]:
@@ -325,7 +339,8 @@ def _table() -> dict[str, Any]:
     return table
 
 
-#: An unmeasured GPU's algorithms must be this much further ahead of native, since efficiencies do not carry over quite.
+#: Algorithms must be this much further ahead of native on a device that is not the measured one: efficiencies do not
+#: carry over quite.
 _STRANGER_MARGIN = 0.15
 
 
@@ -334,7 +349,7 @@ def costs_for(hardware: Hardware, table: Mapping[str, Any] | None = None) -> Cos
 
     A GPU that was not measured is given the class of the nearest compute capability, with all rates in proportion to
     the multiprocessors and a wider margin. Below a class's `least_capability` other kernels run, and it stands for
-    nothing. A CPU is given the one class that CPUs have.
+    nothing. A CPU is given the one class that CPUs have, with a wider margin too: their names say little.
 
     Args:
         hardware: the device.
@@ -356,6 +371,6 @@ def costs_for(hardware: Hardware, table: Mapping[str, Any] | None = None) -> Cos
         return None
     name = min(suitable, key=distance)
     entry = classes[name]
-    stranger = hardware.type == "cuda" and entry["device"] != hardware.name
+    stranger = hardware.type == "cpu" or entry["device"] != hardware.name
     speed = hardware.units / entry["units"]
     return Costs(name, entry, speed, _STRANGER_MARGIN if stranger else 0.0)

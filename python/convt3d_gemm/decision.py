@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ __all__ = [
     "candidates_of",
     "costs_of",
     "decide",
+    "doubted_of",
     "forget_decisions",
     "hardware_of",
     "measurements_of",
@@ -48,6 +49,7 @@ class Decision(NamedTuple):
         call: of the library, where it computes the whole; None where PyTorch does, or where there are two.
         source: where the times come from.
         times: milliseconds of all that could have been picked, fastest first.
+        doubted: of these, what native has beaten on one of the nearest measured layers, and so was not picked.
         margin: how far ahead of native a pick had to be.
         reason: in a few words.
     """
@@ -58,6 +60,7 @@ class Decision(NamedTuple):
     call: library.Call | None
     source: Source
     times: Mapping[Pick, float]
+    doubted: frozenset[Pick]
     margin: float
     reason: str
 
@@ -88,39 +91,58 @@ def _decided(problem: Problem) -> Decision:
     return decision
 
 
+class Known(NamedTuple):
+    """What one source knows of an operator, and if it is both gradients, then of each as well.
+
+    Attributes:
+        source: where the times come from.
+        margin: how far ahead of native a pick must be.
+        times: milliseconds by operator and algorithm.
+        doubted: algorithms that are not to be picked all the same, by operator.
+    """
+
+    source: Source
+    margin: float
+    times: Mapping[str, Mapping[str, float]]
+    doubted: Mapping[str, Collection[str]]
+
+
 def _made(problem: Problem, calls: Mapping[str, library.Call]) -> Decision:
     output_size = next(iter(calls.values())).output_size
     calls = {name: call for name, call in calls.items() if call.fits}
 
-    def picked(
-        pick: Pick, reason: str, source: Source = "none", times: Mapping[Pick, float] | None = None, margin: float = 0.0
-    ) -> Decision:
-        call = calls.get(pick[0]) if len(pick) == 1 else None
-        return Decision(problem, pick, output_size, call, source, times or {}, margin, reason)
+    def unweighed(name: str, reason: str) -> Decision:
+        return Decision(problem, (name,), output_size, calls.get(name), "none", {}, frozenset(), 0.0, reason)
 
     if 0 in problem.input_size:  # nothing to be fast at
-        return picked((next(iter(calls), "native"),), "there is nothing to compute")
+        return unweighed(next(iter(calls), "native"), "there is nothing to compute")
     if not calls:
-        return picked(("native",), "no other algorithm fits the workspace limit")
-    for source, margin, times in _known_times(problem):
-        candidates = candidates_of(times, [*calls, "native"])
-        if ("native",) in candidates:  # else there is nothing to be held against
-            pick = pick_of(candidates, margin)
-            return picked(pick, _reason(source, margin, pick, candidates), source, candidates, margin)
-    return picked(("native",), "nothing like it was ever measured")
+        return unweighed("native", "no other algorithm fits the workspace limit")
+    for known in _known_times(problem):
+        times = candidates_of(known.times, [*calls, "native"])
+        if ("native",) not in times:  # nothing to be held against
+            continue
+        doubted = doubted_of(times, known.doubted)
+        pick = pick_of(times, known.margin, doubted)
+        call = calls.get(pick[0]) if len(pick) == 1 else None
+        reason = _reason(known, pick, times, doubted)
+        return Decision(problem, pick, output_size, call, known.source, times, doubted, known.margin, reason)
+    return unweighed("native", "nothing like it was ever measured")
 
 
-def _known_times(problem: Problem) -> Iterable[tuple[Source, float, Mapping[str, Mapping[str, float]]]]:
-    """Times by operator and algorithm from each source that may have some, the best first, and its margin."""
+def _known_times(problem: Problem) -> Iterator[Known]:
+    """From each source, the best first."""
     parts = [problem]
     if problem.operator == "grad_input_weight":
         parts += [problem._replace(operator=operator) for operator in ("grad_input", "grad_weight")]
     measurements = measurements_of(problem.device)
-    yield "tuned", 0.0, {part.operator: measurements.find(part) for part in parts}
+    yield Known("tuned", 0.0, {part.operator: measurements.find(part) for part in parts}, {})
     costs = costs_of(problem.device)
     if costs is not None:
-        yield "table", costs.margin_of_measured, {part.operator: costs.measured(part) for part in parts}
-        yield "model", costs.margin, {part.operator: costs.predict(part) for part in parts}
+        margin = costs.margin_of_measured
+        yield Known("table", margin, {part.operator: costs.measured(part) for part in parts}, {})
+        doubted = {part.operator: costs.doubted(part) for part in parts}
+        yield Known("model", costs.margin, {part.operator: costs.predict(part) for part in parts}, doubted)
 
 
 def candidates_of(times: Mapping[str, Mapping[str, float]], possible: Iterable[str]) -> dict[Pick, float]:
@@ -141,22 +163,35 @@ def candidates_of(times: Mapping[str, Mapping[str, float]], possible: Iterable[s
     return dict(sorted(candidates.items(), key=lambda candidate: candidate[1]))
 
 
-def pick_of(candidates: Mapping[Pick, float], margin: float) -> Pick:
-    """The fastest, if it is ahead of native by the margin; else native, which is among them."""
-    fastest = next(iter(candidates))
+def doubted_of(candidates: Iterable[Pick], doubted: Mapping[str, Collection[str]]) -> frozenset[Pick]:
+    """The candidates that have a doubted algorithm: for the whole, or for either gradient."""
+    if not doubted:
+        return frozenset()
+    whole, *parts = doubted.values()
+    return frozenset(
+        pick
+        for pick in candidates
+        if any(name in names for name, names in zip(pick, [whole] if len(pick) == 1 else parts, strict=True))
+    )
+
+
+def pick_of(candidates: Mapping[Pick, float], margin: float, doubted: Collection[Pick] = ()) -> Pick:
+    """The fastest that is not doubted, if it is ahead of native by the margin; else native, which is among them."""
+    fastest = next((pick for pick in candidates if pick not in doubted), ("native",))
     return fastest if candidates[fastest] * (1 + margin) < candidates["native",] else ("native",)
 
 
-def _reason(source: Source, margin: float, pick: Pick, candidates: Mapping[Pick, float]) -> str:
-    said = {"tuned": "measured here", "table": "measured on this class of device", "model": "expected"}[source]
-    native, time = candidates["native",], candidates[pick]
+def _reason(known: Known, pick: Pick, times: Mapping[Pick, float], doubted: Collection[Pick]) -> str:
+    said = {"tuned": "measured here", "table": "measured on this class of device", "model": "expected"}[known.source]
+    native = times["native",]
     if pick != ("native",):
-        return f"{said}: {time:.3g} ms, native {native:.3g} ms"
-    best, fastest = next(iter(candidates.items()))
-    if best == pick:
-        return f"{said}: {time:.3g} ms, and no other is faster"
-    behind = f"{' + '.join(best)}'s {fastest:.3g} ms are less than {margin:.0%} ahead"
-    return f"{said}: {time:.3g} ms, and {behind}"
+        return f"{said}: {times[pick]:.3g} ms, native {native:.3g} ms"
+    fastest = next(iter(times))
+    if fastest == pick:
+        return f"{said}: {native:.3g} ms, and no other is faster"
+    other = f"{' + '.join(fastest)}'s {times[fastest]:.3g} ms"
+    why = "in doubt: native was faster on a layer like it" if fastest in doubted else f"not {known.margin:.0%} ahead"
+    return f"{said}: {native:.3g} ms, and {other} are {why}"
 
 
 def workspace_bytes_of(problem: Problem) -> dict[str, int]:
