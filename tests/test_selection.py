@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import convt3d_gemm
 from cases import BOUNDS, LAYOUTS, NAMED, OPERATORS, Case, native, ours, relative_error, workspace_limit
 from convt3d_gemm import conv_transpose3d, costs, decision, explain, library
 from convt3d_gemm.bench.layers import LAYERS, PRESETS, Layer, parse_layer
@@ -376,6 +377,16 @@ def test_an_unknown_device_gets_native(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decision, "costs_of", lambda device: None)
     made = decision.decide(problem(NAMED["plain"]))
     assert (made.pick, made.source, made.call) == (("native",), "none", None)
+
+
+@needs_cpu
+def test_float16_where_pytorch_has_none(expecting: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    expecting(forward={"native": 1e-3, "gemm": 1.0})
+    monkeypatch.setattr(convt3d_gemm.native, "computes_float16_on_cpu", lambda: False)
+    made = decision.decide(problem(NAMED["plain"], dtype=torch.float16))
+    assert made.pick == ("gemm",)
+    assert "no float16" in made.reason
+    assert decision.decide(problem(NAMED["plain"], dtype=torch.float32)).pick == ("native",)
 
 
 @needs_cpu

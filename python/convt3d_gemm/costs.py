@@ -231,7 +231,7 @@ class Costs:
         operators = ("grad_input", "grad_weight") if problem.operator == "grad_input_weight" else ()
         parts = [self._expected(problem._replace(operator=part), coordinates, neighbours) for part in operators]
         together = self._expected(problem, coordinates, neighbours)
-        # One call for both gradients pays off where columns are shared; for the others it is one after the other.
+        # One call for both gradients shares work: gemm's columns, a vendor's copies in another layout.
         names = set.intersection(*map(set, parts)) if parts else set()
         return {**{name: sum(part[name] for part in parts) for name in sorted(names)}, **together}
 

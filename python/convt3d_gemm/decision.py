@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from convt3d_gemm import library
+from convt3d_gemm import library, native
 from convt3d_gemm.bench.device import describe
 from convt3d_gemm.costs import Costs, Hardware, costs_for
 from convt3d_gemm.measurements import Measurements
@@ -118,6 +118,8 @@ def _made(problem: Problem, calls: Mapping[str, library.Call]) -> Decision:
         return unweighed(next(iter(calls), "native"), "there is nothing to compute")
     if not calls:
         return unweighed("native", "no other algorithm fits the workspace limit")
+    if problem.dtype is torch.float16 and problem.device.type == "cpu" and not native.computes_float16_on_cpu():
+        return unweighed(next(iter(calls)), "this PyTorch computes no float16 on a CPU")
     for known in _known_times(problem):
         times = candidates_of(known.times, [*calls, "native"])
         if ("native",) not in times:  # nothing to be held against
@@ -183,15 +185,15 @@ def pick_of(candidates: Mapping[Pick, float], margin: float, doubted: Collection
 
 def _reason(known: Known, pick: Pick, times: Mapping[Pick, float], doubted: Collection[Pick]) -> str:
     said = {"tuned": "measured here", "table": "measured on this class of device", "model": "expected"}[known.source]
-    native = times["native",]
+    of_native = times["native",]
     if pick != ("native",):
-        return f"{said}: {times[pick]:.3g} ms, native {native:.3g} ms"
+        return f"{said}: {times[pick]:.3g} ms, native {of_native:.3g} ms"
     fastest = next(iter(times))
     if fastest == pick:
-        return f"{said}: {native:.3g} ms, and no other is faster"
+        return f"{said}: {of_native:.3g} ms, and no other is faster"
     other = f"{' + '.join(fastest)}'s {times[fastest]:.3g} ms"
     why = "in doubt: native was faster on a layer like it" if fastest in doubted else f"not {known.margin:.0%} ahead"
-    return f"{said}: {native:.3g} ms, and {other} are {why}"
+    return f"{said}: {of_native:.3g} ms, and {other} are {why}"
 
 
 def workspace_bytes_of(problem: Problem) -> dict[str, int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from convt3d_gemm.parameters import Parameters
 
-__all__ = ["forward", "gradients"]
+__all__ = ["computes_float16_on_cpu", "forward", "gradients"]
 
 
 def forward(input: Tensor, weight: Tensor, bias: Tensor | None, parameters: Parameters) -> Tensor:
@@ -50,3 +52,15 @@ def gradients(
         [with_input, with_weight, False],
     )
     return grad_input, grad_weight
+
+
+@functools.cache
+def computes_float16_on_cpu() -> bool:
+    """Whether this release of PyTorch does: older ones raise."""
+    one = torch.ones(1, 1, 1, 1, 1, dtype=torch.float16)
+    triple = (1, 1, 1)
+    try:
+        forward(one, one, None, Parameters(triple, (0, 0, 0), (0, 0, 0), triple, 1))
+    except RuntimeError:
+        return False
+    return True
