@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from cases import (
     tf32,
     workspace_limit,
 )
-from convt3d_gemm import get_workspace_limit, set_workspace_limit, workspace_bytes
+from convt3d_gemm import get_workspace_limit, library, set_workspace_limit, workspace_bytes
 
 MIB = 1 << 20
 
@@ -189,8 +190,15 @@ def test_pointwise_needs_nothing(device: torch.device) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_auto_takes_native_where_nothing_fits(
-    operator: str, layout: torch.memory_format, allocator: Allocator, device: torch.device
+    operator: str,
+    layout: torch.memory_format,
+    allocator: Allocator,
+    device: torch.device,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # "direct" fits any limit, so that it has to stand aside.
+    monkeypatch.setattr(library, "ALGORITHMS", {"gemm": library.ALGORITHMS["gemm"]})
     case = NAMED["plain"]
     tensors = case.tensors(device, torch.float32, layout, seed=4)
     with tf32(False), workspace_limit(1):
