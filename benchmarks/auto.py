@@ -25,7 +25,7 @@ import fit_selection
 import torch
 
 from convt3d_gemm import decision, tuning
-from convt3d_gemm.bench.device import versions
+from convt3d_gemm.bench.device import release_memory, versions
 from convt3d_gemm.bench.layers import PRESETS
 from convt3d_gemm.bench.measure import comparison_mode
 from convt3d_gemm.bench.targets import Targets, geometric_mean
@@ -83,6 +83,7 @@ def measured(problem: Problem, seconds: float, tuned: bool) -> Row:
             tuning.tune_problems([problem._replace(operator=operator) for operator in operators], seconds=seconds)
         made = decision.decide(problem)
         times = tuning.measure(problem, ("auto", *tuning.ALGORITHMS), seconds=seconds)
+    release_memory(problem.device)
     singles = {name: time for name, time in times.items() if name != "auto" and isinstance(time, float)}
     row: Row = {"problem": str(problem), "pick": " + ".join(made.pick), "source": made.source, "times": times}
     auto = times["auto"]

@@ -32,7 +32,7 @@ import torch
 
 from convt3d_gemm import decision, tuning
 from convt3d_gemm.bench.ceilings import measure_ceilings
-from convt3d_gemm.bench.device import versions
+from convt3d_gemm.bench.device import release_memory, versions
 from convt3d_gemm.bench.inputs import Layout
 from convt3d_gemm.bench.layers import PRESETS, Layer
 from convt3d_gemm.bench.measure import comparison_mode
@@ -200,6 +200,7 @@ def measure_problem(problem: Problem, seconds: float) -> tuple[Times, dict[str, 
         results = tuning.measure(problem._replace(operator=operator), ALGORITHMS, seconds=seconds)
         times[operator] = {name: result for name, result in results.items() if isinstance(result, float)}
         failures.update({f"{operator} {name}": why for name, why in results.items() if isinstance(why, str)})
+    release_memory(problem.device)
     return times, failures
 
 

@@ -66,10 +66,9 @@ class Decision(NamedTuple):
 
     @property
     def notable_times(self) -> dict[Pick, float]:
-        """The times without those of pairs, but for the fastest pair."""
-        pairs = itertools.islice((pick for pick in self.times if len(pick) > 1), 1, None)
-        left_out = set(pairs)
-        return {pick: time for pick, time in self.times.items() if pick not in left_out}
+        """The times without those of pairs, but for the fastest pair and the pick."""
+        fastest_pair = next((pick for pick in self.times if len(pick) == 2), None)
+        return {pick: time for pick, time in self.times.items() if len(pick) == 1 or pick in (fastest_pair, self.pick)}
 
 
 def decide(problem: Problem) -> Decision:

@@ -26,7 +26,7 @@ class OperatorExplanation:
         source: where `times` are from: "tuned" (measured on this device), "table" (this layer, measured on this class
             of device), "model" (the cost model), or "none".
         times: milliseconds of all that could have been picked, fastest first; two names where one computes grad_input
-            and the other grad_weight, of which only the fastest two are here.
+            and the other grad_weight; of these only the fastest and the pick are here.
         operations: a multiply-add is two.
         tensor_bytes: that any algorithm has to read or write once.
         column_bytes: of the whole column matrix, which "gemm" writes and reads on top, in pieces.

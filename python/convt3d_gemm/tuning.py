@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convt3d_gemm import decision, library, selection
-from convt3d_gemm.bench.device import cache_bytes, release_memory
+from convt3d_gemm.bench.device import cache_bytes, release_memory, why_failed
 from convt3d_gemm.bench.timing import Clock, Timing, time_in_turn
 from convt3d_gemm.binding import has_backend
 from convt3d_gemm.parameters import Parameters
@@ -117,6 +117,7 @@ def tune_problems(
         times = measure(problem, ALGORITHMS, seconds=seconds)
         measured[problem] = {name: time for name, time in times.items() if isinstance(time, float)}
         failures.update({(problem, name): why for name, why in times.items() if isinstance(why, str)})
+        release_memory(problem.device)
     kept: list[str] = []
     lasting = True
     for device in {problem.device: None for problem in measured}:
@@ -135,21 +136,21 @@ def measure(
     """Milliseconds of each algorithm on random tensors, the median of repeats in turn; or why there is none.
 
     Args:
-        problem: its device must be there, with a backend for the library's algorithms; its limit is not looked at.
+        problem: its device must be there, with a backend for the library's algorithms. The workspace limit, the number
+            of threads and TF32 are those that are set, and should be the problem's.
         algorithms: names of `selection.algorithms()`.
         seconds: no repeat is begun after this time, but there are three.
         repeats: the most.
     """
     try:
-        with torch.no_grad(), _on(problem.device):
+        # The tensors have the dtype that autocast would give them, or that it is to leave alone.
+        with torch.no_grad(), torch.autocast(problem.device.type, enabled=False), _on(problem.device):
             calls = _calls(problem, algorithms)
             # One turn of all sets and one call more: then PyTorch's allocator has all blocks that it will need.
             warm_up = _sets(problem) + 1 if problem.device.type == "cuda" else 1
             timings = time_in_turn(calls, Clock(problem.device), repeats, seconds, warm_up)
     except (RuntimeError, MemoryError) as error:  # no memory for the tensors: no algorithm is to blame
-        return {name: str(error).partition("\n")[0] for name in algorithms}
-    finally:
-        release_memory(problem.device)
+        return dict.fromkeys(algorithms, why_failed(error))
     return {name: result.median if isinstance(result, Timing) else result for name, result in timings.items()}
 
 
