@@ -206,10 +206,11 @@ def test_classes_of_devices() -> None:
 
     same = found("cuda", "NVIDIA H200", (9, 0), 132)
     assert same is not None
-    assert (same.name, same.margin, same.margin_of_measured, same.copy_rate) == ("large", 0.1, 0, 1e9)
+    assert (same.name, same.margin, same.margin_of_measured, same.copy_rate) == ("large", 0.1, 0.02, 1e9)
     other = found("cuda", "NVIDIA L4", (8, 9), 36)
     assert other is not None
-    assert (other.name, other.margin_of_measured) == ("large", 0.15)
+    assert other.name == "large"
+    assert other.margin_of_measured == pytest.approx(0.17)
     assert other.margin == pytest.approx(0.25)
     assert other.copy_rate == pytest.approx(1e9 * 36 / 132)
     nearer = found("cuda", "NVIDIA A40", (8, 6), 84)
@@ -218,7 +219,8 @@ def test_classes_of_devices() -> None:
     assert found("cuda", "Tesla V100", (7, 0), 80) is None
     processor = found("cpu", "any", (0, 0), 4)
     assert processor is not None
-    assert (processor.name, processor.margin_of_measured, processor.multiply_rates["float32"]) == ("cpu", 0.15, 4e10)
+    assert (processor.name, processor.multiply_rates["float32"]) == ("cpu", 4e10)
+    assert processor.margin_of_measured == pytest.approx(0.17)
 
 
 # ---- the table that the package has ----------------------------------------------------------------------------------
@@ -250,7 +252,8 @@ def test_published_layers_are_picked_as_they_were_measured(layer: Layer, operato
     assert {"direct", "native"} <= set(times)
     candidates = decision.candidates_of({operator: times}, library_and_native())
     pick = decision.pick_of(candidates, table.margin_of_measured)
-    assert times[pick[0]] == min(times.values())
+    assert times[pick[0]] <= 1.02 * min(times.values())
+    assert times[pick[0]] <= times["native"]
 
 
 def library_and_native() -> list[str]:
@@ -325,12 +328,13 @@ def test_gemm_for_both_gradients(both: dict[str, float], pick: tuple[str, ...], 
 @needs_cpu
 def test_a_measured_layer_is_not_predicted(expecting: Callable[..., None]) -> None:
     of_case = problem(NAMED["plain"])
-    times = {"forward": {"native": 1.0, "gemm": 0.99, "direct": 2.0}}
-    expecting({"measured": [[of_case.layer, "float32", "ncdhw", times]]}, forward={"direct": 1e-3, "native": 1.0})
-    made = decision.decide(of_case)
-    assert (made.pick, made.source) == (("gemm",), "table")
-    assert made.times == {("gemm",): 0.99, ("native",): 1.0, ("direct",): 2.0}
-    assert made.reason == "measured on this class of device: 0.99 ms, native 1 ms"
+    for gemm, pick in ((0.97, "gemm"), (0.99, "native")):
+        times = {"forward": {"native": 1.0, "gemm": gemm, "direct": 2.0}}
+        expecting({"measured": [[of_case.layer, "float32", "ncdhw", times]]}, forward={"direct": 1e-3, "native": 1.0})
+        made = decision.decide(of_case)
+        assert (made.pick, made.source) == ((pick,), "table")
+        assert made.times == {("gemm",): gemm, ("native",): 1.0, ("direct",): 2.0}
+    assert made.reason == "measured on this class of device: 1 ms, and gemm's 0.99 ms are not 2% ahead"
 
 
 @needs_cpu

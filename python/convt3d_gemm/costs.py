@@ -161,6 +161,10 @@ class _Neighbour:
     times: Mapping[str, Times]
 
 
+# Between measurements of one layer in two runs lie one or two per cent.
+_MEASURED_MARGIN = 0.02
+
+
 class Costs:
     """The times that one class of devices takes.
 
@@ -186,7 +190,7 @@ class Costs:
         self.name = name
         self.source = str(entry["source"])
         self.margin = float(entry["margin"]) + margin
-        self.margin_of_measured = margin
+        self.margin_of_measured = _MEASURED_MARGIN + margin
         self.agreeing = int(entry["agreeing"])
         self.copy_rate = speed * float(entry["copy_rate"])
         self.multiply_rates = {precision: speed * float(rate) for precision, rate in entry["multiply_rates"].items()}
