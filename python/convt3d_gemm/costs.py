@@ -199,10 +199,9 @@ class Costs:
         self._reach = float(entry["reach"])
         self._fits: Mapping[str, Mapping[str, Mapping[str, list[float]]]] = entry["fits"]
         self._measured = {(layer, precision, layout): times for layer, precision, layout, times in entry["measured"]}
-
+        self._settings = {(precision, layout) for _, precision, layout in self._measured}
         # One problem's operators are asked about one after the other.
         self._nearest = functools.lru_cache(maxsize=16)(self._find_nearest)
-        self._settings = {(precision, layout) for _, precision, layout, _ in entry["measured"]}
 
     def floor(self, problem: Problem) -> float:
         """Milliseconds of all multiplications or of moving every tensor once, whichever is longer."""
@@ -279,8 +278,11 @@ class Costs:
             apart = zip(_WEIGHTS, coordinates, neighbour.coordinates, strict=True)
             found.append((sum((w * (a - b)) ** 2 for w, a, b in apart), neighbour))
         found.sort(key=lambda pair: pair[0])
-        scale = -0.5 / self._reach**2 if self._reach else -math.inf
-        return [(math.exp(scale * square) if square else 1.0, neighbour) for square, neighbour in found[:_NEIGHBOURS]]
+        return [(self._weight(square), neighbour) for square, neighbour in found[:_NEIGHBOURS]]
+
+    def _weight(self, square: float) -> float:
+        """Of a deviation, by the square of the distance; without reach no layer says anything of another."""
+        return math.exp(-0.5 * square / self._reach**2) if self._reach else 0.0
 
     @functools.cached_property
     def _neighbours(self) -> list[_Neighbour]:
