@@ -471,7 +471,9 @@ def cross_validated(
 
 def report(found: Sequence[Outcome]) -> str:
     """How good the picks are on held-out layers, operator by operator, and the worst of them."""
-    lines = [f"{'held out':20}{'rows':>6}{'<= 8 %':>8}{'<= 15 %':>9}{'worst':>8}{'over native':>13}{'least':>7}"]
+    lines = [
+        f"{'held out':20}{'rows':>6}{'<= 8 %':>8}{'<= 15 %':>9}{'worst':>8}{'over native':>13}{'least':>7}{'< 0.95':>8}"
+    ]
     for operator in (*OPERATORS, "all"):
         chosen = [each for each in found if operator in (each.operator, "all")]
         if chosen:
@@ -480,7 +482,7 @@ def report(found: Sequence[Outcome]) -> str:
             native = [each.over_native for each in chosen]
             lines.append(
                 f"{operator:20}{len(chosen):6}{shares[0]:8.1%}{shares[1]:9.1%}{max(over_best):8.2f}"
-                f"{geometric_mean(native):13.2f}{min(native):7.2f}"
+                f"{geometric_mean(native):13.2f}{min(native):7.2f}{sum(ratio < 0.95 for ratio in native):8}"
             )
     lines.append("worst:")
     for each in sorted(found, key=lambda one: -one.over_best)[:10]:

@@ -104,10 +104,12 @@ def test_fit_finds_the_rule_behind_measurements(
     assert "made up: 260 layers" in out
 
     summary = next(line for line in out.splitlines() if line.startswith("all "))
-    rows, near, _, _, over_native, _ = (float(word.strip("%")) for word in summary.split()[1:])
+    rows, near, _, _, over_native, least, slower = (float(word.strip("%")) for word in summary.split()[1:])
     assert rows == 4 * 260
     assert near > 85
     assert over_native > 1.25
+    assert least > 0.5
+    assert slower < 30
 
     classes = json.loads(table.read_text())["classes"]
     assert sorted(classes) == ["made up", "other"]

@@ -230,7 +230,7 @@ class Costs:
         if (problem.precision, problem.layout) not in self._settings:
             return {}
         coordinates = _coordinates(problem)
-        neighbours = self._nearest(coordinates)
+        neighbours = self._nearest(coordinates, (problem.precision, problem.layout))
         operators = ("grad_input", "grad_weight") if problem.operator == "grad_input_weight" else ()
         parts = [self._expected(problem._replace(operator=part), coordinates, neighbours) for part in operators]
         together = self._expected(problem, coordinates, neighbours)
@@ -245,7 +245,8 @@ class Costs:
         (cuDNN, oneDNN); such shapes come in clusters.
         """
         doubted = set()
-        for _, neighbour in self._nearest(_coordinates(problem))[: self.agreeing]:
+        nearest = self._nearest(_coordinates(problem), (problem.precision, problem.layout))
+        for _, neighbour in nearest[: self.agreeing]:
             times = times_of(neighbour.times, problem.operator)
             doubted |= {name for name, time in times.items() if time > times.get("native", math.inf)}
         return doubted
@@ -271,10 +272,14 @@ class Costs:
             expected[name] = self.work(problem, name) * math.exp(slowness + deviations / weights)
         return expected
 
-    def _find_nearest(self, coordinates: tuple[float, ...]) -> list[tuple[float, _Neighbour]]:
-        """The nearest layers that were measured, each with the weight of its deviation."""
+    def _find_nearest(self, coordinates: tuple[float, ...], setting: tuple[str, str]) -> list[tuple[float, _Neighbour]]:
+        """The nearest layers that were measured, each with the weight of its deviation.
+
+        Of the same precision and layout where there are enough of these: libraries have kernels of their own for each.
+        """
         found = []
-        for neighbour in self._neighbours:
+        same = [each for each in self._neighbours if (each.problem.precision, each.problem.layout) == setting]
+        for neighbour in same if len(same) >= _NEIGHBOURS else self._neighbours:
             apart = zip(_WEIGHTS, coordinates, neighbour.coordinates, strict=True)
             found.append((sum((w * (a - b)) ** 2 for w, a, b in apart), neighbour))
         found.sort(key=lambda pair: pair[0])
