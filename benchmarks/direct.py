@@ -30,7 +30,7 @@ from convt3d_gemm.bench.checking import Expected, error_bound
 from convt3d_gemm.bench.competitors import ALGORITHMS
 from convt3d_gemm.bench.device import versions, why_failed
 from convt3d_gemm.bench.inputs import Layout, Tensors
-from convt3d_gemm.bench.layers import LAYERS, PRESETS, Layer, Operator
+from convt3d_gemm.bench.layers import LAYERS, PRESETS, PUBLISHED, Layer, Operator
 from convt3d_gemm.bench.measure import comparison_mode
 from convt3d_gemm.bench.targets import Targets, geometric_mean
 from convt3d_gemm.bench.timing import Clock, Timing, time_in_turn
@@ -83,21 +83,7 @@ PROTOTYPE = {
 }
 IEEE_ERROR_OVER_CUDNN = 1.5
 
-DEPTHWISE = [
-    Layer(
-        f"{channels}_k{k}",
-        2,
-        channels,
-        channels,
-        (k, k, k),
-        (48, 48, 48),
-        (2, 2, 2),
-        ((k - 1) // 2,) * 3,
-        groups=channels,
-    )
-    for channels in (32, 64, 128)
-    for k in (2, 3, 4)
-]
+DEPTHWISE_OPERATORS: tuple[Operator, ...] = ("forward", "grad_input")
 DEPTHWISE_OVER_FLOOR = 1.6
 
 KB73_TIMES_8 = dataclasses.replace(LAYERS["kb73"], name="kb73_times_8", input_size=(64, 128, 256))
@@ -208,10 +194,10 @@ class Benchmark:
         copy_rate = measure_ceilings(Clock(CUDA), ()).copy_rate
         print(f"copy {copy_rate / 1e12:.3f} TB/s", flush=True)
         with comparison_mode(tf32=True):
-            for layer in DEPTHWISE:
+            for layer in PRESETS["depthwise"]:
                 for dtype in (torch.float32, torch.bfloat16):
                     floor = 1e3 * layer.elements_moved("forward") * dtype.itemsize / copy_rate
-                    for operator in ("forward", "grad_input"):
+                    for operator in DEPTHWISE_OPERATORS:
                         part = f"depthwise {operator} {str(dtype).removeprefix('torch.')}"
                         make = functools.partial(self.row_of_depthwise, layer, operator, dtype, floor)
                         row = self.add(part, layer, dtype, "ieee", make)
@@ -219,26 +205,11 @@ class Benchmark:
                             label = f"{part} {layer.name}: 1.6 x floor over direct"
                             self.targets.require(label, DEPTHWISE_OVER_FLOOR / row["over_floor"], 1.0)
 
-    def row_of_depthwise(self, layer: Layer, operator: str, dtype: torch.dtype, floor: float) -> Row:
-        tensors = Tensors.draw(layer, "grad_input_weight", dtype, "ncdhw", CUDA, seed=0)
-        grad_output, input, weight = tensors.grad_output, tensors.input, tensors.weight
-        parameters = (layer.stride, layer.padding, layer.output_padding, layer.dilation, layer.groups, "direct")
-
-        def native_grad_input() -> tuple[Tensor, ...]:
-            backward = torch.ops.aten.convolution_backward
-            results = backward(grad_output, input, weight, None, *layer.backward_parameters, (True, False, False))
-            return (results[0],)
-
-        def direct_grad_input() -> tuple[Tensor, ...]:
-            return (torch.ops.convt3d_gemm.grad_input(grad_output, weight, layer.input_size, *parameters),)
-
-        calls: dict[str, Callable[[], tuple[Tensor, ...]]]
-        calls = {"native": native_grad_input, "direct": direct_grad_input}
-        answer = reference.grad_input
-        if operator == "forward":
-            operands = (grad_output, input, weight)
-            calls = {name: functools.partial(ALGORITHMS[name].run, layer, "forward", *operands) for name in COMPETITORS}
-            answer = reference.forward
+    def row_of_depthwise(self, layer: Layer, operator: Operator, dtype: torch.dtype, floor: float) -> Row:
+        tensors = Tensors.draw(layer, operator, dtype, "ncdhw", CUDA, seed=0)
+        operands = (tensors.grad_output, tensors.input, tensors.weight)
+        calls = {name: functools.partial(ALGORITHMS[name].run, layer, operator, *operands) for name in COMPETITORS}
+        answer = reference.forward if operator == "forward" else reference.grad_input
 
         def expected() -> Expected:
             return Expected((0,), answer(layer, tensors, (0,)), None, "sample 0")
@@ -274,7 +245,7 @@ def show(row: Row) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), help="of %(default)s")
-    parser.add_argument("--layers", default=",".join(layer.name for layer in PRESETS["all"]))
+    parser.add_argument("--layers", default=",".join(layer.name for layer in PUBLISHED))
     parser.add_argument("--seconds", type=float, default=0.1, help="for the repeats of one row (%(default)s)")
     parser.add_argument("--no-errors", action="store_true", help="times alone")
     parser.add_argument("--json")

@@ -22,7 +22,7 @@ import torch
 
 import convt3d_gemm
 from convt3d_gemm.bench.competitors import ALGORITHMS
-from convt3d_gemm.bench.layers import LAYERS, PRESETS, Layer
+from convt3d_gemm.bench.layers import LAYERS, PUBLISHED, Layer
 from convt3d_gemm.bench.targets import Targets, geometric_mean
 
 FORWARD_BOUND = ("kb58", "kb61", "kb70", "kb73", "kb77", "nnunet_mid", "nnunet_top", "gan_k4s2")
@@ -113,7 +113,7 @@ def gradients(layer: Layer) -> dict[str, Any]:
     weight = torch.randn(layer.weight_shape, device="cuda")
     grad_output = torch.randn(layer.output_shape, device="cuda")
     functions: dict[str, Callable[[], object]] = {
-        label: functools.partial(ALGORITHMS[name].grad_input_weight, layer, grad_output, input, weight)
+        label: functools.partial(ALGORITHMS[name].run, layer, "grad_input_weight", grad_output, input, weight)
         for label, name in (("gemm", "gemm"), ("cudnn", "native"))
     }
     row: dict[str, Any] = {"layer": layer.name, **medians(functions)}
@@ -172,7 +172,7 @@ def show(row: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="forward,gradients,host,memory")
-    parser.add_argument("--layers", default=",".join(layer.name for layer in PRESETS["all"]))
+    parser.add_argument("--layers", default=",".join(layer.name for layer in PUBLISHED))
     parser.add_argument("--limit-mb", type=float, help="workspace limit in MiB")
     parser.add_argument("--json")
     arguments = parser.parse_args()

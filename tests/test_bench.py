@@ -25,6 +25,7 @@ from convt3d_gemm.bench.targets import Targets, geometric_mean
 from convt3d_gemm.bench.timing import Burst, Clock, Timing, time_in_turn
 
 CPU = torch.device("cpu")
+OPERATORS: tuple[Operator, ...] = ("forward", "grad_input", "grad_weight", "grad_input_weight")
 SMALL = Layer("small", 2, 4, 6, (3, 2, 1), (3, 4, 5), (2, 1, 2), (1, 0, 0), (1, 0, 1), groups=2)
 CEILINGS = Ceilings(copy_rate=1e9, gemm_rates=dict.fromkeys((torch.float32, torch.float64), 1e9))
 
@@ -61,7 +62,14 @@ def test_published_operations_and_floor(name: str) -> None:
 
 
 def test_presets() -> None:
-    assert [layer.name for layer in PRESETS["all"]] == list(PUBLISHED)
+    kernelbench, decoders, depthwise = (PRESETS[name] for name in ("kernelbench", "decoders", "depthwise"))
+    assert [layer.name for layer in (*kernelbench, *decoders)] == list(PUBLISHED)
+    assert all(layer.name.startswith("kb") for layer in kernelbench)
+    assert not any(layer.name.startswith("kb") for layer in decoders)
+    assert all(layer.groups == layer.in_channels == layer.out_channels >= 32 for layer in depthwise)
+    assert {layer.kernel_size[0] for layer in depthwise} == {2, 3, 4}
+    assert PRESETS["all"] == kernelbench + decoders + depthwise
+    assert len(PRESETS["all"]) == len(set(PRESETS["all"])) == 25
     quick = PRESETS["quick"]
     assert sum(layer.flops("forward") for layer in quick) < 2e9
     assert any(layer.kernel_size == layer.stride for layer in quick)
@@ -92,9 +100,15 @@ def test_what_an_operator_costs() -> None:
     x, w, y = 2 * 4 * 24, 4 * 3 * 6, 2 * 6 * (2 * 4 * 6)
     assert layer.output_size == (2, 4, 6)
     assert layer.flops("forward") == 2 * 2 * 24 * 4 * 3 * 6
+    assert layer.flops("grad_input") == layer.flops("grad_weight") == layer.flops("forward")
     assert layer.flops("grad_input_weight") == 2 * layer.flops("forward")
-    assert layer.elements_moved("forward") == x + w + y
+    for operator in ("forward", "grad_input", "grad_weight"):
+        assert layer.elements_moved(operator) == x + w + y
     assert layer.elements_moved("grad_input_weight") == y + 2 * x + 2 * w
+    assert layer.result_shapes("forward") == ((2, 6, 2, 4, 6),)
+    assert layer.result_shapes("grad_input") == ((2, 4, 2, 3, 4),)
+    assert layer.result_shapes("grad_weight") == ((4, 3, 1, 2, 3),)
+    assert layer.result_shapes("grad_input_weight") == ((2, 4, 2, 3, 4), (4, 3, 1, 2, 3))
 
 
 def test_the_floor_is_the_larger_of_its_two_parts() -> None:
@@ -228,7 +242,7 @@ def test_a_part_of_the_reference() -> None:
         torch.testing.assert_close(result, whole_batch, rtol=0.0, atol=1e-12)
 
 
-@pytest.mark.parametrize("operator", ["forward", "grad_input_weight"])
+@pytest.mark.parametrize("operator", ["forward", "grad_input", "grad_input_weight"])
 def test_a_large_layer_is_checked_in_part(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convt3d_gemm.bench.checking._CHECKED_FLOPS", 0)
     layer = Layer("three samples", 3, 2, 2, (3, 1, 1), (2, 2, 2))
@@ -236,11 +250,12 @@ def test_a_large_layer_is_checked_in_part(operator: Operator, monkeypatch: pytes
     expected = Expected.of(layer, operator, tensors)
     results = ALGORITHMS["native"].run(layer, operator, tensors.grad_output, tensors.input, tensors.weight)
     assert expected.samples == (0, 2)
+    assert expected.by_sample is not None
     assert expected.by_sample.shape == (2, *results[0].shape[1:])
     assert expected.error(results) < 1e-14
     results[0][1] = math.nan  # the sample that is left out
     assert expected.error(results) < 1e-14
-    if operator == "forward":
+    if operator != "grad_input_weight":
         assert expected.checked == "samples 0, 2"
     else:
         assert expected.checked == "samples 0, 2 of grad_input; all of grad_weight"
@@ -253,6 +268,16 @@ def test_a_large_layer_is_checked_in_part(operator: Operator, monkeypatch: pytes
     assert expected.error(results) == pytest.approx(0.5 * last)
     results[0][2] = math.nan
     assert math.isnan(expected.error(results))
+
+
+def test_of_a_large_grad_weight_everything_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convt3d_gemm.bench.checking._CHECKED_FLOPS", 0)
+    tensors = Tensors.draw(SMALL, "grad_weight", torch.float64, "ncdhw", CPU, seed=0)
+    expected = Expected.of(SMALL, "grad_weight", tensors)
+    assert (expected.by_sample, expected.checked) == (None, "everything")
+    results = ALGORITHMS["native"].run(SMALL, "grad_weight", tensors.grad_output, tensors.input, tensors.weight)
+    assert expected.error(results) < 1e-14
+    assert expected.error((2 * results[0],)) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
@@ -273,17 +298,19 @@ def test_error_bounds(dtype: torch.dtype, precision: str, bound: float) -> None:
 
 
 def native_but(change: Callable[[Tensor], Tensor], name: str = "changed") -> Algorithm:
-    """PyTorch's own, and then ``change`` to the output or to grad_weight."""
+    """PyTorch's own, and then ``change`` to the output or to the last of the gradients."""
     native = ALGORITHMS["native"]
 
     def forward(layer: Layer, input: Tensor, weight: Tensor) -> Tensor:
         return change(native.forward(layer, input, weight))
 
-    def grad_input_weight(layer: Layer, grad_output: Tensor, input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        grad_input, grad_weight = native.grad_input_weight(layer, grad_output, input, weight)
-        return grad_input, change(grad_weight)
+    def gradients(
+        layer: Layer, operator: Operator, grad_output: Tensor, input: Tensor, weight: Tensor
+    ) -> tuple[Tensor, ...]:
+        *others, last = native.gradients(layer, operator, grad_output, input, weight)
+        return (*others, change(last))
 
-    return Algorithm(name, forward, grad_input_weight)
+    return Algorithm(name, forward, gradients)
 
 
 def verdicts(
@@ -298,14 +325,15 @@ def verdicts(
 
 
 @pytest.mark.parametrize("layout", ["ncdhw", "ndhwc"])
-@pytest.mark.parametrize("operator", ["forward", "grad_input_weight"])
+@pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_algorithm_is_right(operator: Operator, dtype: torch.dtype, layout: str) -> None:
     settings = Settings(CPU, layout="ndhwc" if layout == "ndhwc" else "ncdhw", repeats=4, seconds=60.0)
     competitors = [ALGORITHMS[name] for name in DEFAULT_ALGORITHMS]
     with comparison_mode(tf32=False):
-        native, *ours = measure(SMALL, operator, dtype, competitors, settings, CEILINGS)
+        native, *ours, aten = measure(SMALL, operator, dtype, competitors, settings, CEILINGS)
     assert [result.algorithm for result in ours] == ["gemm", "direct"]
+    assert (aten.algorithm, aten.status) == ("aten", "not applicable")
     for result in (native, *ours):
         assert result.status == "ok", result.reason
         assert result.error is not None
@@ -314,6 +342,8 @@ def test_every_algorithm_is_right(operator: Operator, dtype: torch.dtype, layout
         assert result.timing is not None
         assert result.timing.repeats == 4
         assert result.tflops == pytest.approx(SMALL.flops(operator) / result.timing.median / 1e9)
+        moved = SMALL.elements_moved(operator) * dtype.itemsize
+        assert result.gigabytes_per_second == pytest.approx(moved / result.timing.median / 1e6)
         assert result.floor_fraction == pytest.approx(result.floor / result.timing.median)
     assert native.timing is not None
     assert native.speedup == 1.0
@@ -324,7 +354,7 @@ def test_every_algorithm_is_right(operator: Operator, dtype: torch.dtype, layout
         assert result.workspace_bytes is not None
 
 
-@pytest.mark.parametrize("operator", ["forward", "grad_input_weight"])
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_a_wrong_result_is_shown_as_wrong(operator: Operator) -> None:
     native, wrong = verdicts(ALGORITHMS["native"], native_but(lambda result: result * (1 + 1e-3)), operator=operator)
     assert native.status == "ok"
@@ -388,7 +418,7 @@ def test_what_fails_is_a_row_and_the_rest_goes_on() -> None:
     first, second, native = verdicts(
         native_but(out_of_memory, "first"), native_but(broken, "second"), ALGORITHMS["native"]
     )
-    assert (first.status, first.reason) == ("failed", "out of memory")
+    assert (first.status, first.reason) == ("out of memory", "out of memory")
     assert (second.status, second.reason) == ("failed", "TypeError: first line")
     assert native.status == "ok"
     assert native.timing is not None
@@ -409,14 +439,30 @@ def test_what_fails_only_when_timed() -> None:
     assert native.speedup == 1.0
 
 
-def test_aten_applies_to_ungrouped_layers_forward() -> None:
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_aten_applies_to_ungrouped_layers(operator: Operator) -> None:
     ungrouped = Layer("ungrouped", 1, 3, 2, (3, 3, 3), (3, 3, 3), (2, 2, 2))
-    (result,) = verdicts(ALGORITHMS["aten"], layer=ungrouped, dtype=torch.float64)
+    (result,) = verdicts(ALGORITHMS["aten"], layer=ungrouped, operator=operator, dtype=torch.float64)
     assert result.status == "ok", result.reason
-    (result,) = verdicts(ALGORITHMS["aten"])
+    (result,) = verdicts(ALGORITHMS["aten"], operator=operator)
     assert (result.status, result.reason) == ("not applicable", "slow_conv_transpose3d takes no groups")
-    (result,) = verdicts(ALGORITHMS["aten"], layer=ungrouped, operator="grad_input_weight")
-    assert result.status == "not applicable"
+
+
+def test_atens_gradients_are_of_neither_cudnn_nor_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    def convolution_backward(*_: object) -> tuple[Tensor, Tensor, None]:
+        seen.append((torch.backends.cudnn.enabled, torch._C._get_mkldnn_enabled()))
+        return torch.zeros(1), torch.ones(1), None
+
+    monkeypatch.setattr(torch.ops.aten, "convolution_backward", convolution_backward)
+    before = torch.backends.cudnn.enabled, torch._C._get_mkldnn_enabled()
+    operands = torch.empty(1), torch.empty(1), torch.empty(1)
+    (of_weight,) = ALGORITHMS["aten"].gradients(SMALL, "grad_weight", *operands)
+    assert float(of_weight) == 1.0
+    assert (torch.backends.cudnn.enabled, torch._C._get_mkldnn_enabled()) == before
+    ALGORITHMS["native"].gradients(SMALL, "grad_weight", *operands)
+    assert seen == [(False, False), before]
 
 
 def test_a_layer_without_memory_fails_in_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,7 +471,15 @@ def test_a_layer_without_memory_fails_in_every_row(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Tensors, "draw", no_memory)
     for result in verdicts(ALGORITHMS["native"], ALGORITHMS["gemm"]):
-        assert (result.status, result.reason) == ("failed", "no inputs: out of memory")
+        assert (result.status, result.reason) == ("out of memory", "before any algorithm ran: out of memory")
+
+
+def test_a_layer_that_cannot_fit_is_not_tried() -> None:
+    """On a CPU, asking for too much would end the process."""
+    huge = Layer("huge", 64, 512, 512, (3, 3, 3), (1024, 1024, 1024))
+    for result in verdicts(ALGORITHMS["native"], ALGORITHMS["direct"], layer=huge):
+        assert result.status == "out of memory"
+        assert result.timing is None
 
 
 def test_the_comparison_leaves_pytorchs_settings_as_they_were() -> None:

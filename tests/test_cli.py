@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import convt3d_gemm
-from convt3d_gemm.bench import command, report
+from convt3d_gemm.bench import command, report, tables
 from convt3d_gemm.bench.ceilings import Ceilings
 from convt3d_gemm.bench.competitors import ALGORITHMS, DEFAULT_ALGORITHMS, Algorithm
 from convt3d_gemm.bench.layers import PRESETS, Layer, Operator, parse_layer
@@ -28,7 +28,7 @@ def known_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measuring them takes seconds, and what depends on them would have no known answer."""
 
     def ceilings(clock: Clock, dtypes: Sequence[torch.dtype]) -> Ceilings:
-        return Ceilings(1e10, {dtype: RATES[report.dtype_name(dtype)] for dtype in dtypes})
+        return Ceilings(1e10, {dtype: RATES[tables.dtype_name(dtype)] for dtype in dtypes})
 
     monkeypatch.setattr(command, "measure_ceilings", ceilings)
 
@@ -111,7 +111,7 @@ def test_only_bench_needs_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 def test_bench_on_a_cpu_is_quick(cases: list[tuple[str, Operator, torch.dtype, tuple[str, ...]]]) -> None:
     assert main(["bench", "--device", "cpu"]) == 0
-    assert cases == [(layer.name, "forward", torch.float32, ("native", "gemm", "direct")) for layer in PRESETS["quick"]]
+    assert cases == [(layer.name, "forward", torch.float32, DEFAULT_ALGORITHMS) for layer in PRESETS["quick"]]
 
 
 def test_bench_of_everything_asked_for(
@@ -122,7 +122,7 @@ def test_bench_of_everything_asked_for(
     assert cases == [
         (layer, operator, dtype, ("aten", "gemm"))
         for layer in ("kb72", SMALL)
-        for operator in ("forward", "grad_input_weight")
+        for operator in ("forward", "grad_input", "grad_weight", "grad_input_weight")
         for dtype in (torch.float16, torch.float64)
     ]
 
@@ -141,12 +141,12 @@ def test_bench_of_a_preset_and_a_layer(
         (["bench", "--layer", "Cin4"], "no layer is called 'Cin4'"),
         (["bench", "--layer", "Cin4,Cout4,k2,in8,s0"], "stride must be at least 1, got (0, 0, 0)"),
         (["bench", "--dtype", "float32,int8"], "no dtype is called 'int8': there are float32, float64"),
-        (["bench", "--algorithm", "fft"], "no algorithm is called 'fft': there are native, gemm, direct, aten"),
+        (["bench", "--algorithm", "fft"], "no algorithm is called 'fft': there are native, gemm, direct, auto, aten"),
         (["bench", "--device", "mps"], "must be cpu, cuda or cuda:N, got mps"),
         (["bench", "--device", "cuda:99"], "CUDA device"),
         (["bench", "--repeats", "0"], "must be above 0, got 0"),
         (["bench", "--seconds", "nan"], "must be above 0, got nan"),
-        (["bench", "--layout", "nchw"], "invalid choice: 'nchw'"),
+        (["bench", "--layout", "ncdhw,nchw"], "no layout is called 'nchw': there are ncdhw, ndhwc"),
         (["bench", "--json", "/no/such/folder/results.json"], "cannot write a file at /no/such"),
     ],
 )
@@ -167,10 +167,11 @@ def test_bench_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
     out, err = capsys.readouterr()
     assert "ceilings: copy 10 GB/s (read and written), GEMM 2 TFLOP/s float32 (IEEE), 1 TFLOP/s float64" in out
-    for title in ("forward, float32 (IEEE), NCDHW", "grad_input + grad_weight, float64, NCDHW"):
-        assert out.count(title) == 1
-    assert "[4/4, " in err
-    assert err.count("native ") == err.count("gemm ") == err.count("direct ") == 4
+    for operator in ("forward", "grad_input", "grad_weight", "grad_input + grad_weight"):
+        assert f"\n{operator}, float32 (IEEE), NCDHW" in out
+        assert f"\n{operator}, float64, NCDHW" in out
+    assert "[8/8, " in err
+    assert err.count("native ") == err.count("gemm ") == err.count("direct ") == err.count("aten ") == 8
 
     written = json.loads(file.read_text())
     assert written["command_line"].startswith(f"convt3d bench --device cpu --layer {SMALL} --backward")
@@ -184,7 +185,7 @@ def test_bench_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
         "gemm_flops_per_second": {"float32": 2e12, "float64": 1e12},
     }
     layer = parse_layer(SMALL)
-    assert len(written["results"]) == 12
+    assert len(written["results"]) == 32
     for result in written["results"]:
         assert result["status"] == "ok", result["reason"]
         assert parse_layer(result["specification"]).output_shape == layer.output_shape
@@ -197,7 +198,10 @@ def test_bench_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
         size = {"float32": 4, "float64": 8}[result["dtype"]]
         assert result["floor_milliseconds"] == pytest.approx(layer.elements_moved(result["operator"]) * size / 1e7)
         assert result["floor_fraction"] == pytest.approx(result["floor_milliseconds"] / milliseconds["median"])
-    native, *ours = written["results"][:3]
+    assert written["settings"]["layouts"] == ["ncdhw"]
+    assert written["found"] == written["networks"] == []
+    native, *ours, aten = written["results"][:4]
+    assert aten["algorithm"] == "aten"
     assert (native["algorithm"], native["speedup"], native["workspace_bytes"]) == ("native", 1.0, None)
     assert [result["algorithm"] for result in ours] == ["gemm", "direct"]
     for result in ours:
@@ -209,14 +213,14 @@ def test_bench_with_a_wrong_algorithm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     native = ALGORITHMS["native"]
-    wrong = Algorithm("gemm", lambda layer, x, w: native.forward(layer, x, w) * 1.001, native.grad_input_weight)
+    wrong = Algorithm("gemm", lambda layer, x, w: native.forward(layer, x, w) * 1.001, native.gradients)
     monkeypatch.setitem(ALGORITHMS, "gemm", wrong)
     file = tmp_path / "results.json"
     assert main(["bench", "--device", "cpu", "--layer", SMALL, "--repeats", "3", "--json", str(file)]) == 1
     out = capsys.readouterr().out
     assert "WRONG (1) 1.0e-03" in out
     assert "(1) error 1.0e-03, at most 2.0e-06 allowed" in out
-    native_result, wrong_result, _ = json.loads(file.read_text())["results"]
+    native_result, wrong_result, *_ = json.loads(file.read_text())["results"]
     assert native_result["status"] == "ok"
     assert wrong_result["status"] == "wrong"
     assert wrong_result["error"] == pytest.approx(1e-3, rel=1e-3)
@@ -242,16 +246,16 @@ def test_an_interrupted_bench_shows_what_is_done(
 def test_wins_and_losses_print_alike() -> None:
     console = report.make_console()
     with console.capture() as capture:
-        for table in report.tables(
+        for table in tables.layer_tables(
             [
                 result_of("native"),
                 result_of("gemm", median=1.0, speedup=2.0),
                 result_of("aten", median=8.0, speedup=0.25),
             ]
         ):
-            console.print(table)
+            console.print(report.rendered(table))
     rows = [line.split() for line in capture.get().splitlines()]
-    # kb72 is 5.945 GFLOP, and the floor of these results is 0.5 ms.
-    assert ["kb72", "5.95", "native", "2.000", "10%", "2.97", "0.250", "-", "1.2e-07", "1.00x"] in rows
-    assert ["gemm", "1.000", "10%", "5.95", "0.500", "-", "1.2e-07", "2.00x"] in rows
-    assert ["aten", "8.000", "10%", "0.743", "0.062", "-", "1.2e-07", "0.25x"] in rows
+    # kb72 is 5.945 GFLOP and moves 127.5 MB, and the floor of these results is 0.5 ms.
+    assert ["kb72", "5.95", "native", "2.000", "10%", "2.97", "63.75", "0.250", "-", "1.2e-07", "1.00x"] in rows
+    assert ["gemm", "1.000", "10%", "5.95", "127.5", "0.500", "-", "1.2e-07", "2.00x"] in rows
+    assert ["aten", "8.000", "10%", "0.743", "15.94", "0.062", "-", "1.2e-07", "0.25x"] in rows

@@ -33,13 +33,13 @@ class Expected:
 
     Attributes:
         samples: those that are in ``by_sample``.
-        by_sample: of the output or of grad_input, the chosen samples.
-        grad_weight: (Cin, Cout/groups, kd, kh, kw), or None for the forward operator.
+        by_sample: of the output or of grad_input, the chosen samples; None if the operator gives neither.
+        grad_weight: (Cin, Cout/groups, kd, kh, kw), or None if the operator does not give it.
         checked: in words, what part of the result is compared.
     """
 
     samples: tuple[int, ...]
-    by_sample: Tensor
+    by_sample: Tensor | None
     grad_weight: Tensor | None
     checked: str
 
@@ -54,21 +54,27 @@ class Expected:
             checked = f"samples {', '.join(map(str, samples))}"
         if operator == "forward":
             return cls(samples, reference.forward(layer, tensors, samples), None, checked)
+        if operator == "grad_weight":
+            return cls((), None, reference.grad_weight(layer, tensors), "everything")
+        by_sample = reference.grad_input(layer, tensors, samples)
+        if operator == "grad_input":
+            return cls(samples, by_sample, None, checked)
         if checked != "everything":
             checked += " of grad_input; all of grad_weight"
-        by_sample = reference.grad_input(layer, tensors, samples)
         return cls(samples, by_sample, reference.grad_weight(layer, tensors), checked)
 
     def error(self, results: tuple[Tensor, ...]) -> float:
         """The relative L2 error, for a pair of gradients the larger; not finite if a result is not."""
-        by_sample = results[0][list(self.samples)]
-        errors = [_relative_error(by_sample, self.by_sample)]
+        errors = []
+        if self.by_sample is not None:
+            errors.append(relative_error(results[0][list(self.samples)], self.by_sample))
         if self.grad_weight is not None:
-            errors.append(_relative_error(results[1], self.grad_weight))
+            errors.append(relative_error(results[-1], self.grad_weight))
         return math.nan if any(map(math.isnan, errors)) else max(errors)
 
 
-def _relative_error(result: Tensor, expected: Tensor) -> float:
+def relative_error(result: Tensor, expected: Tensor) -> float:
+    """The L2 norm of the difference over that of ``expected``, both of one shape; the former alone if that is 0."""
     difference = float(torch.linalg.vector_norm(result.to(torch.float64) - expected))
     norm = float(torch.linalg.vector_norm(expected))
     return difference / norm if norm else difference

@@ -1,156 +1,38 @@
-"""``convt3d bench``: its arguments, and a run from the ceilings to the tables."""
+"""``convt3d bench``: a run from the ceilings to the tables and files."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
+import copy
+import dataclasses
 import importlib.util
-import shlex
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
-from convt3d_gemm import build_info, get_workspace_limit
+from convt3d_gemm import algorithms as package_algorithms
+from convt3d_gemm.bench import record, tables
 from convt3d_gemm.bench.ceilings import Ceilings, measure_ceilings
-from convt3d_gemm.bench.competitors import ALGORITHMS, BASELINE, DEFAULT_ALGORITHMS
-from convt3d_gemm.bench.device import describe, other_load, versions
-from convt3d_gemm.bench.inputs import MEMORY_FORMATS
-from convt3d_gemm.bench.layers import PRESETS, SPECIFICATION_HELP, Layer, Operator, parse_layer
+from convt3d_gemm.bench.competitors import ALGORITHMS, BASELINE, DEFAULT_ALGORITHMS, Algorithm
+from convt3d_gemm.bench.device import OUT_OF_MEMORY, describe, other_load, why_failed
+from convt3d_gemm.bench.discovery import Found, find_layers
+from convt3d_gemm.bench.factory import Factory, FactoryError
+from convt3d_gemm.bench.inputs import Layout
+from convt3d_gemm.bench.layers import PRESETS, Layer, Operator
+from convt3d_gemm.bench.markdown import write_markdown
 from convt3d_gemm.bench.measure import Result, Settings, comparison_mode, measure
+from convt3d_gemm.bench.network import Network, NetworkResult, Task, draw_inputs, measure_network
+from convt3d_gemm.bench.options import DESCRIPTION, add_arguments
 from convt3d_gemm.bench.timing import Clock
 from convt3d_gemm.compatibility import allows_tf32
 
+__all__ = ["DESCRIPTION", "add_arguments", "run"]
+
 _Item = TypeVar("_Item")
-
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-
-DESCRIPTION = """\
-Compare the algorithms for transposed 3-D convolutions on this machine, layer by layer. Every result is
-checked against float64 before it is timed; the competitors take turns; losses are printed like wins."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` the arguments of ``convt3d bench``."""
-    which = parser.add_argument_group("what to measure")
-    which.add_argument(
-        "--preset",
-        choices=tuple(PRESETS),
-        help="layers to measure: quick is small ones, all the published table "
-        "(default: all with a GPU, else quick; none if --layer is given)",
-    )
-    which.add_argument(
-        "--layer",
-        action="append",
-        default=[],
-        type=_argument(parse_layer),
-        metavar="LAYER",
-        help=f"{SPECIFICATION_HELP}. May be given several times",
-    )
-    which.add_argument(
-        "--algorithm",
-        action="append",
-        type=_argument(_list_of(ALGORITHMS, "algorithm")),
-        metavar="NAME[,NAME]",
-        help=f"of {', '.join(ALGORITHMS)} (default: {','.join(DEFAULT_ALGORITHMS)})",
-    )
-    which.add_argument("--backward", action="store_true", help="time grad_input and grad_weight together as well")
-
-    how = parser.add_argument_group("how to measure it")
-    how.add_argument("--device", type=_argument(_device), help="cpu, cuda or cuda:N (default: cuda if there is one)")
-    how.add_argument(
-        "--dtype",
-        action="append",
-        type=_argument(_list_of(DTYPES, "dtype")),
-        metavar="DTYPE[,DTYPE]",
-        help=f"of {', '.join(DTYPES)} (default: float32)",
-    )
-    how.add_argument("--layout", choices=tuple(MEMORY_FORMATS), default="ncdhw", help="memory format (default: ncdhw)")
-    how.add_argument(
-        "--tf32",
-        action=argparse.BooleanOptionalAction,
-        help="whether float32 on a GPU may use TF32 (default: as torch.backends.cudnn.allow_tf32 has it)",
-    )
-    how.add_argument(
-        "--repeats",
-        type=_argument(_positive(int)),
-        default=100,
-        help="at most this many of each (default: 100)",
-    )
-    how.add_argument(
-        "--seconds",
-        type=_argument(_positive(float)),
-        default=0.5,
-        help="stop repeating one layer after this time, but not before 3 repeats (default: 0.5)",
-    )
-    parser.add_argument(
-        "--json", type=_argument(_file_to_write), metavar="FILE", help="write everything measured to FILE"
-    )
-
-
-def _argument(parse: Callable[[str], _Item]) -> Callable[[str], _Item]:
-    """``parse`` for argparse, which shows the message of its own exception but hides that of a ValueError."""
-
-    def parse_argument(text: str) -> _Item:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parse_argument
-
-
-def _list_of(table: dict[str, _Item], kind: str) -> Callable[[str], list[_Item]]:
-    def parse(text: str) -> list[_Item]:
-        names = [name.strip() for name in text.split(",")]
-        for name in names:
-            if name not in table:
-                raise ValueError(f"no {kind} is called {name!r}: there are {', '.join(table)}")
-        return [table[name] for name in names]
-
-    return parse
-
-
-def _positive(number: Callable[[str], _Item]) -> Callable[[str], _Item]:
-    def parse(text: str) -> _Item:
-        value = number(text)
-        if not value > 0:  # type: ignore[operator]
-            raise ValueError(f"must be above 0, got {text}")
-        return value
-
-    return parse
-
-
-def _file_to_write(text: str) -> Path:
-    """Fail before the run, not after it."""
-    path = Path(text)
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"cannot write a file at {text}")
-    return path
-
-
-def _device(text: str) -> torch.device:
-    try:
-        device = torch.device(text)
-    except RuntimeError as error:
-        raise ValueError(str(error).splitlines()[0]) from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"must be cpu, cuda or cuda:N, got {text}")
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if count == 0:
-            raise ValueError("this PyTorch finds no CUDA device")
-        if (device.index or 0) >= count:
-            raise ValueError(f"there is no {text}: this machine has {count} CUDA devices")
-    return device
 
 
 def run(arguments: argparse.Namespace, command_line: list[str]) -> int:
@@ -164,65 +46,222 @@ def run(arguments: argparse.Namespace, command_line: list[str]) -> int:
         The exit status: 0; 1 if a result other than PyTorch's own was wrong; 2 if the comparison could not
         run; 130 if it was interrupted.
     """
-    if importlib.util.find_spec("rich") is None:
-        print('convt3d bench needs rich: pip install "convt3d-gemm[bench]"', file=sys.stderr)
+    complaint = _complaint(arguments)
+    if complaint is not None:
+        print(complaint, file=sys.stderr)
         return 2
-    # Not at the top: `convt3d info` and `convt3d bench --help` do without rich.
-    from convt3d_gemm.bench import report
-
+    device = _default_device() if arguments.device is None else arguments.device
     settings = Settings(
-        device=_default_device() if arguments.device is None else arguments.device,
-        layout=arguments.layout,
+        device=device,
         tf32=allows_tf32() if arguments.tf32 is None else arguments.tf32,
         repeats=arguments.repeats,
         seconds=arguments.seconds,
     )
-    layers = _layers(arguments, settings.device)
-    dtypes = _flattened(arguments.dtype) or [torch.float32]
-    algorithms = _flattened(arguments.algorithm) or [ALGORITHMS[name] for name in DEFAULT_ALGORITHMS]
-    operators: tuple[Operator, ...] = ("forward", "grad_input_weight") if arguments.backward else ("forward",)
-    cases = [(layer, operator, dtype) for layer in layers for operator in operators for dtype in dtypes]
-    console = report.make_console()
-
-    on_gpu = settings.device.type == "cuda"
-    on_device = torch.cuda.device(settings.device) if on_gpu else contextlib.nullcontext()
-    results: list[Result] = []
-    interrupted = False
+    on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with on_device, comparison_mode(settings.tf32):
-        device = describe(settings.device)
-        ceilings = measure_ceilings(Clock(settings.device), dtypes)
-        precisions = {dtype: settings.precision(dtype) for dtype in dtypes}
-        for line in report.header_lines(device, ceilings, precisions):
-            console.print(line)
-        if on_gpu and torch.float32 in dtypes:
-            whose = "PyTorch's setting" if arguments.tf32 is None else "as asked for"
-            console.print(f"TF32: {'on' if settings.tf32 else 'off'} ({whose})")
-        busy = other_load()
-        if busy is not None and not on_gpu:
-            console.print(busy, style="yellow")
         try:
-            with report.ProgressReport(len(cases)) as progress:
-                for layer, operator, dtype in cases:
-                    progress.begin(layer, operator, dtype)
-                    measured = measure(layer, operator, dtype, algorithms, settings, ceilings)
-                    results += measured
-                    progress.end(measured)
-        except KeyboardInterrupt:  # what is done is worth showing
-            interrupted = True
+            return _Run(arguments, settings, command_line).go()
+        except FactoryError as error:
+            print(error, file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:  # before there was anything to show
+            return 130
 
-    for table in report.tables(results):
-        console.print(table)
-    if results:
-        console.print(f"\n{report.LEGEND}")
-    if interrupted:
-        console.print(f"interrupted after {len(results) // len(algorithms)} of {len(cases)} measurements")
-    if arguments.json is not None:
-        header = _header(command_line, settings, device, ceilings)
-        report.write_json(arguments.json, header, results)
-    if interrupted:
-        return 130
-    wrong = {result.algorithm for result in results if result.status == "wrong"}
-    return 1 if wrong - {BASELINE} else 0
+
+def _complaint(arguments: argparse.Namespace) -> str | None:
+    """What is missing for the run, if anything: better said before it than after."""
+    for name, is_needed in (("rich", True), ("matplotlib", arguments.plot is not None)):
+        # A name that is None in sys.modules is one that may not be imported.
+        if is_needed and (sys.modules.get(name, ...) is None or importlib.util.find_spec(name) is None):
+            what = "convt3d bench" if name == "rich" else "convt3d bench --plot"
+            return f'{what} needs {name}: pip install "convt3d-gemm[bench]"'
+    if (arguments.model is None) != (not arguments.input):
+        return "convt3d bench: --model and --input go together"
+    return None
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One step of the run: a layer or a network through all competitors."""
+
+    title: str
+    measure: Callable[[], list[Result] | list[NetworkResult]]
+
+
+class _Run:
+    """A run from the ceilings to the files."""
+
+    def __init__(self, arguments: argparse.Namespace, settings: Settings, command_line: list[str]) -> None:
+        # Not at the top: `convt3d info` and `convt3d bench --help` do without rich.
+        from convt3d_gemm.bench import report
+
+        self.report = report
+        self.console = report.make_console()
+        self.arguments, self.settings, self.command_line = arguments, settings, command_line
+        self.dtypes: list[torch.dtype] = _flattened(arguments.dtype) or [torch.float32]
+        self.layouts: list[Layout] = _flattened(arguments.layout) or ["ncdhw"]
+        self.algorithms: list[Algorithm] = _flattened(arguments.algorithm) or [
+            ALGORITHMS[name] for name in DEFAULT_ALGORITHMS
+        ]
+        self.layers = _layers(arguments, settings.device)
+        self.found: list[Found] = []
+        self.network: Network | None = None
+        self.results: list[Result] = []
+        self.networks: list[NetworkResult] = []
+
+    def go(self) -> int:
+        """Do it all; the exit status."""
+        if self.arguments.model is not None:
+            self._look_into(self.arguments.model)
+        device = describe(self.settings.device)
+        ceilings = measure_ceilings(Clock(self.settings.device), self.dtypes)
+        header = self._header_lines(device, ceilings)
+        for line in header:
+            self.console.print(line)
+        busy = other_load()
+        if busy is not None and self.settings.device.type != "cuda":
+            self.console.print(busy, style="yellow")
+
+        cases = [*self._layer_cases(ceilings), *self._network_cases()]
+        done = self._measure(cases)
+        shown = [*tables.layer_tables(self.results), *tables.network_tables(self.networks)]
+        legends = self._legends()
+        for table in shown:
+            self.console.print(self.report.rendered(table))
+        for legend in legends:
+            self.console.print(f"\n{legend}")
+        if done < len(cases):
+            self.console.print(f"interrupted after {done} of {len(cases)} measurements")
+        self._write(header, shown, legends, device, ceilings)
+        if done < len(cases):
+            return 130
+        wrong = any(result.status == "wrong" and result.algorithm != BASELINE for result in self.results)
+        return 1 if wrong or any(result.status == "wrong" for result in self.networks) else 0
+
+    def _look_into(self, factory: Factory) -> None:
+        """Make the network and find its layers."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.settings.seed)
+            module = factory.make()
+        network = Network(factory.name, module, tuple(self.arguments.input))
+        device = self.settings.device
+        try:
+            inputs = draw_inputs(network, torch.float32, "ncdhw", device, self.settings.seed)
+            on_device = copy.deepcopy(module).to(device, torch.float32).eval()
+            self.found = find_layers(network.name, on_device, inputs)
+        except Exception as error:  # of the network, whose input may be of a size that it does not take
+            reason = why_failed(error)
+            if reason != OUT_OF_MEMORY:
+                sizes = ", ".join("x".join(map(str, size)) for size in network.input_sizes)
+                raise FactoryError(f"{factory.text} does not take input {sizes}: {reason}") from error
+            self.console.print(f"{network.name} runs out of memory when it looks for its layers", style="yellow")
+        else:
+            if not self.found:
+                raise FactoryError(f"{factory.text} calls no torch.nn.ConvTranspose3d: there is nothing to compare")
+            for line in self.report.found_lines(network.name, self.found):
+                self.console.print(line, soft_wrap=True)
+        self.network = network
+        self.layers += [entry.layer for entry in self.found]
+
+    def _header_lines(self, device: dict[str, object], ceilings: Ceilings) -> list[str]:
+        precisions = {dtype: self.settings.precision(dtype) for dtype in self.dtypes}
+        lines = self.report.header_lines(device, ceilings, precisions)
+        if self.settings.device.type == "cuda" and torch.float32 in self.dtypes:
+            whose = "PyTorch's setting" if self.arguments.tf32 is None else "as asked for"
+            lines.append(f"TF32: {'on' if self.settings.tf32 else 'off'} ({whose})")
+        return lines
+
+    def _settings(self) -> Iterator[tuple[torch.dtype, Settings]]:
+        """Every dtype in every layout."""
+        for dtype in self.dtypes:
+            for layout in self.layouts:
+                yield dtype, dataclasses.replace(self.settings, layout=layout)
+
+    def _layer_cases(self, ceilings: Ceilings) -> Iterator[_Case]:
+        operators: tuple[Operator, ...] = ("forward",)
+        if self.arguments.backward:
+            operators = ("forward", "grad_input", "grad_weight", "grad_input_weight")
+        for layer in self.layers:
+            for operator in operators:
+                for dtype, settings in self._settings():
+                    title = f"{layer.name} {tables.OPERATOR_TITLES[operator]}{self._suffix(dtype, settings)}"
+                    yield _Case(title, _measuring(layer, operator, dtype, self.algorithms, settings, ceilings))
+
+    def _network_cases(self) -> Iterator[_Case]:
+        if self.network is None:
+            return
+        names = [algorithm.name for algorithm in self.algorithms if algorithm.name in package_algorithms()]
+        names = [name for name in names if name != BASELINE]  # which is what the network has before
+        if not self.arguments.algorithm:
+            names.insert(0, "auto")
+        tasks: tuple[Task, ...] = ("forward", "training step")
+        for task in tasks:
+            for dtype, settings in self._settings():
+                title = f"{self.network.name} {task}{self._suffix(dtype, settings)}"
+                yield _Case(title, _measuring_network(self.network, task, dtype, names, settings))
+
+    def _suffix(self, dtype: torch.dtype, settings: Settings) -> str:
+        layout = f" {settings.layout.upper()}" if len(self.layouts) > 1 else ""
+        return f" {tables.dtype_name(dtype)}{layout}"
+
+    def _measure(self, cases: Sequence[_Case]) -> int:
+        """Go through the cases; how many there was time for before an interruption."""
+        done = 0
+        try:
+            with self.report.ProgressReport(len(cases)) as progress:
+                for case in cases:
+                    progress.begin(case.title)
+                    measured = case.measure()
+                    self.results += [result for result in measured if isinstance(result, Result)]
+                    self.networks += [result for result in measured if isinstance(result, NetworkResult)]
+                    done += 1
+                    progress.end(case.title, measured)
+        except KeyboardInterrupt:  # what is done is worth showing
+            pass
+        return done
+
+    def _legends(self) -> list[str]:
+        legends = [tables.LAYER_LEGEND] if self.results else []
+        if self.networks:
+            legends.append(tables.NETWORK_LEGEND)
+            legends += tables.share_lines(self.found, self.results, self.networks)
+        return legends
+
+    def _write(
+        self,
+        header: Sequence[str],
+        shown: Sequence[tables.Table],
+        legends: Sequence[str],
+        device: dict[str, object],
+        ceilings: Ceilings,
+    ) -> None:
+        """The files that were asked for."""
+        if self.arguments.json is not None:
+            about = record.header(self.command_line, self.settings, self.layouts, device, ceilings)
+            record.write_json(self.arguments.json, about, self.results, self.found, self.networks)
+        if self.arguments.markdown is not None:
+            write_markdown(self.arguments.markdown, header, shown, legends)
+        if self.arguments.plot is not None and self.results:
+            from convt3d_gemm.bench.plot import write_plot  # matplotlib is for those who want a picture
+
+            write_plot(self.arguments.plot, str(device["name"]), ceilings, self.results)
+
+
+def _measuring(
+    layer: Layer,
+    operator: Operator,
+    dtype: torch.dtype,
+    algorithms: Sequence[Algorithm],
+    settings: Settings,
+    ceilings: Ceilings,
+) -> Callable[[], list[Result]]:
+    return lambda: measure(layer, operator, dtype, algorithms, settings, ceilings)
+
+
+def _measuring_network(
+    network: Network, task: Task, dtype: torch.dtype, algorithms: Sequence[str], settings: Settings
+) -> Callable[[], list[NetworkResult]]:
+    return lambda: measure_network(network, task, dtype, algorithms, settings)
 
 
 def _default_device() -> torch.device:
@@ -233,7 +272,7 @@ def _default_device() -> torch.device:
 
 def _layers(arguments: argparse.Namespace, device: torch.device) -> list[Layer]:
     preset = arguments.preset
-    if preset is None and not arguments.layer:
+    if preset is None and not arguments.layer and arguments.model is None:
         preset = "all" if device.type == "cuda" else "quick"
     chosen = [*(PRESETS[preset] if preset else ()), *arguments.layer]
     return list(dict.fromkeys(chosen))
@@ -242,32 +281,3 @@ def _layers(arguments: argparse.Namespace, device: torch.device) -> list[Layer]:
 def _flattened(lists: list[list[_Item]] | None) -> list[_Item]:
     """The items of an argument that may be repeated and takes several, each once."""
     return list(dict.fromkeys(item for items in lists or () for item in items))
-
-
-def _header(
-    command_line: list[str], settings: Settings, device: dict[str, object], ceilings: Ceilings
-) -> dict[str, object]:
-    """What the JSON file says besides the results; rates per second."""
-    return {
-        "format": 1,
-        "command_line": shlex.join(command_line),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "build": build_info(),
-        "device": device,
-        "settings": {
-            "layout": settings.layout,
-            "tf32": settings.tf32,
-            "repeats": settings.repeats,
-            "seconds": settings.seconds,
-            "seed": settings.seed,
-            "baseline": BASELINE,
-            "workspace_limit_bytes": get_workspace_limit(),
-        },
-        "ceilings": {
-            "copy_bytes_per_second": ceilings.copy_rate,
-            "gemm_flops_per_second": {
-                str(dtype).removeprefix("torch."): rate for dtype, rate in ceilings.gemm_rates.items()
-            },
-        },
-    }

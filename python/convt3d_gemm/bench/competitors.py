@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from convt3d_gemm import conv_transpose3d, workspace_bytes
 from convt3d_gemm.bench.layers import Layer, Operator
 
 Forward = Callable[[Layer, Tensor, Tensor], Tensor]
-GradInputWeight = Callable[[Layer, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Gradients = Callable[[Layer, Operator, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 Workspace = Callable[[Layer, Operator, Tensor, Tensor], int]
 
 
@@ -29,7 +30,7 @@ class Algorithm:
     Attributes:
         name: what the command line and the tables call it.
         forward: (layer, input, weight) -> output.
-        grad_input_weight: (layer, grad_output, input, weight) -> (grad_input, grad_weight).
+        gradients: (layer, operator, grad_output, input, weight) -> those that the operator's name names, in its order.
         refusal: (layer, operator) -> why the algorithm does not apply, or None where it does.
         workspace: (layer, operator, input, weight) -> bytes, for an algorithm that can tell; else it is
             measured.
@@ -37,30 +38,31 @@ class Algorithm:
 
     name: str
     forward: Forward
-    grad_input_weight: GradInputWeight
+    gradients: Gradients
     refusal: Callable[[Layer, Operator], str | None] = _applies
     workspace: Workspace | None = None
 
     def run(
         self, layer: Layer, operator: Operator, grad_output: Tensor, input: Tensor, weight: Tensor
     ) -> tuple[Tensor, ...]:
-        """The output alone, or grad_input and grad_weight."""
+        """The output alone, or the gradients that the operator's name names."""
         if operator == "forward":
             return (self.forward(layer, input, weight),)
-        return self.grad_input_weight(layer, grad_output, input, weight)
+        return self.gradients(layer, operator, grad_output, input, weight)
 
 
 def _native_forward(layer: Layer, input: Tensor, weight: Tensor) -> Tensor:
     return functional.conv_transpose3d(input, weight, None, *layer.functional_parameters)
 
 
-def _native_grad_input_weight(
-    layer: Layer, grad_output: Tensor, input: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad_output, input, weight, None, *layer.backward_parameters, (True, True, False)
+def _native_gradients(
+    layer: Layer, operator: Operator, grad_output: Tensor, input: Tensor, weight: Tensor
+) -> tuple[Tensor, ...]:
+    wanted = (operator != "grad_weight", operator != "grad_input", False)
+    gradients = torch.ops.aten.convolution_backward(
+        grad_output, input, weight, None, *layer.backward_parameters, wanted
     )
-    return grad_input, grad_weight
+    return tuple(gradient for gradient, is_wanted in zip(gradients, wanted, strict=True) if is_wanted)
 
 
 def _of_this_package(name: str) -> Algorithm:
@@ -69,25 +71,23 @@ def _of_this_package(name: str) -> Algorithm:
     def forward(layer: Layer, input: Tensor, weight: Tensor) -> Tensor:
         return conv_transpose3d(input, weight, None, *layer.functional_parameters, algorithm=name)
 
-    def grad_input_weight(layer: Layer, grad_output: Tensor, input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        grad_input, grad_weight = torch.ops.convt3d_gemm.grad_input_weight(
-            grad_output,
-            input,
-            weight,
-            layer.stride,
-            layer.padding,
-            layer.output_padding,
-            layer.dilation,
-            layer.groups,
-            name,
-        )
-        return grad_input, grad_weight
+    def gradients(
+        layer: Layer, operator: Operator, grad_output: Tensor, input: Tensor, weight: Tensor
+    ) -> tuple[Tensor, ...]:
+        operators = torch.ops.convt3d_gemm
+        parameters = (layer.stride, layer.padding, layer.output_padding, layer.dilation, layer.groups, name)
+        if operator == "grad_input":
+            return (operators.grad_input(grad_output, weight, layer.input_size, *parameters),)
+        if operator == "grad_weight":
+            return (operators.grad_weight(grad_output, input, layer.kernel_size, *parameters),)
+        return tuple(operators.grad_input_weight(grad_output, input, weight, *parameters))
 
     def workspace(layer: Layer, operator: Operator, input: Tensor, weight: Tensor) -> int:
         parameters = layer.functional_parameters
         return workspace_bytes(input, weight, None, *parameters, operator=operator, algorithm=name)
 
-    return Algorithm(name, forward, grad_input_weight, workspace=workspace)
+    # "auto" may choose PyTorch's own, which does not tell.
+    return Algorithm(name, forward, gradients, workspace=None if name == "auto" else workspace)
 
 
 def _aten_forward(layer: Layer, input: Tensor, weight: Tensor) -> Tensor:
@@ -104,9 +104,27 @@ def _aten_forward(layer: Layer, input: Tensor, weight: Tensor) -> Tensor:
     return output
 
 
+def _aten_gradients(
+    layer: Layer, operator: Operator, grad_output: Tensor, input: Tensor, weight: Tensor
+) -> tuple[Tensor, ...]:
+    with _neither_cudnn_nor_onednn():
+        return _native_gradients(layer, operator, grad_output, input, weight)
+
+
+@contextlib.contextmanager
+def _neither_cudnn_nor_onednn() -> Iterator[None]:
+    """Inside, convolution_backward goes to ATen's backward of slow_conv_transpose3d, which has no name of its own."""
+    cudnn, onednn = torch.backends.cudnn.enabled, torch._C._get_mkldnn_enabled()
+    torch.backends.cudnn.enabled = False
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = cudnn
+        torch._C._set_mkldnn_enabled(onednn)
+
+
 def _aten_refusal(layer: Layer, operator: Operator) -> str | None:
-    if operator != "forward":
-        return "its gradients are native's: slow_conv_transpose3d has no backward of its own"
     if layer.groups != 1:
         return "slow_conv_transpose3d takes no groups"
     return None
@@ -116,11 +134,12 @@ def _aten_refusal(layer: Layer, operator: Operator) -> str | None:
 ALGORITHMS: dict[str, Algorithm] = {
     algorithm.name: algorithm
     for algorithm in (
-        Algorithm("native", _native_forward, _native_grad_input_weight),
+        Algorithm("native", _native_forward, _native_gradients),
         _of_this_package("gemm"),
         _of_this_package("direct"),
+        _of_this_package("auto"),
         # The same algorithm as gemm, as PyTorch has it.
-        Algorithm("aten", _aten_forward, _native_grad_input_weight, refusal=_aten_refusal),
+        Algorithm("aten", _aten_forward, _aten_gradients, refusal=_aten_refusal),
     )
 }
 
@@ -128,4 +147,4 @@ ALGORITHMS: dict[str, Algorithm] = {
 BASELINE = "native"
 
 #: Those that run when none are asked for.
-DEFAULT_ALGORITHMS = (BASELINE, "gemm", "direct")
+DEFAULT_ALGORITHMS = (BASELINE, "gemm", "direct", "aten")

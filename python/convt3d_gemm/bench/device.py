@@ -110,10 +110,32 @@ def poisoned_memory(device: torch.device, size: int) -> Iterator[None]:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 
+def require_memory(device: torch.device, size: int) -> None:
+    """Refuse what cannot fit into a CPU's memory, where asking for it would end the process instead of raising.
+
+    Args:
+        device: a GPU raises by itself, and is not looked at.
+        size: the bytes that are sure to be needed at once.
+
+    Raises:
+        MemoryError: if the system says that fewer are available.
+    """
+    if device.type != "cpu":
+        return
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:") and size > 1024 * int(line.split()[1]):
+                raise MemoryError
+
+
+#: What `why_failed` says of any failed allocation.
+OUT_OF_MEMORY = "out of memory"
+
+
 def why_failed(error: Exception) -> str:
     """The first line of what went wrong, short enough for a table."""
     text = (str(error).strip().splitlines() or [""])[0]
-    if isinstance(error, OutOfMemoryError) or "DefaultCPUAllocator" in text:
-        return "out of memory"
+    if isinstance(error, (OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in text:
+        return OUT_OF_MEMORY
     text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text if len(text) <= 160 else text[:159] + "…"

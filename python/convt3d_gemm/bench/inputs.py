@@ -15,7 +15,7 @@ from convt3d_gemm.bench.layers import Layer, Operator
 #: "ncdhw", or "ndhwc" for tensors in the memory format channels_last_3d, the weight included.
 Layout = Literal["ncdhw", "ndhwc"]
 
-MEMORY_FORMATS = {"ncdhw": torch.contiguous_format, "ndhwc": torch.channels_last_3d}
+MEMORY_FORMATS: dict[Layout, torch.memory_format] = {"ncdhw": torch.contiguous_format, "ndhwc": torch.channels_last_3d}
 
 
 @dataclass(frozen=True)

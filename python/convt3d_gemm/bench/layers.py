@@ -13,8 +13,8 @@ from convt3d_gemm import _C
 
 Triple = tuple[int, int, int]
 
-#: What is timed: the layer itself, or its two gradients together (a training step needs both).
-Operator = Literal["forward", "grad_input_weight"]
+#: What is timed: the layer itself, a gradient of it, or both gradients together (a training step needs both).
+Operator = Literal["forward", "grad_input", "grad_weight", "grad_input_weight"]
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,25 @@ class Layer:
         """(N, Cout, OD, OH, OW)."""
         return (self.batch, self.out_channels, *self.output_size)
 
+    def result_shapes(self, operator: Operator) -> tuple[tuple[int, int, int, int, int], ...]:
+        """What the operator gives: the output alone, or the gradients that its name names, in its order."""
+        if operator == "forward":
+            return (self.output_shape,)
+        shapes = {"input": self.input_shape, "weight": self.weight_shape}
+        return tuple(shape for name, shape in shapes.items() if name in operator)
+
     def flops(self, operator: Operator) -> int:
         """Operations (a multiply-add is two) as if every tap of every input voxel met an output voxel."""
         once = 2 * math.prod(self.input_shape) * (self.out_channels // self.groups) * self.taps
-        return once if operator == "forward" else 2 * once
+        return 2 * once if operator == "grad_input_weight" else once
 
     def elements_moved(self, operator: Operator) -> int:
-        """Elements that any algorithm has to read or write once: what it takes, plus what it gives."""
+        """Elements that any algorithm has to read or write once: what it takes, plus what it gives.
+
+        The forward operator and either gradient take two of input, weight and output and give the third.
+        """
         x, w, y = math.prod(self.input_shape), math.prod(self.weight_shape), math.prod(self.output_shape)
-        return x + w + y if operator == "forward" else y + 2 * x + 2 * w
+        return y + 2 * x + 2 * w if operator == "grad_input_weight" else x + w + y
 
     @property
     def specification(self) -> str:
@@ -195,9 +205,9 @@ def _parse_value(part: str, digits: str, *, scalar: bool) -> int | Triple:
     return depth, height, width
 
 
-_PUBLISHED = (
-    # KernelBench level 1, by number, as its newest commit defines them. kb73 passes its groups in the place
-    # of output_padding and so runs ungrouped; kb73g4 is what it meant to be.
+#: KernelBench level 1, by number, as its newest commit defines them. kb73 passes its groups in the place
+#: of output_padding and so runs ungrouped; kb73g4 is what it meant to be.
+_KERNELBENCH = (
     Layer("kb58", 16, 32, 16, (3, 5, 7), (16, 32, 64)),
     Layer("kb61", 8, 48, 48, (3, 3, 3), (64, 64, 64)),
     Layer("kb68", 16, 32, 64, (3, 5, 5), (64, 64, 64)),
@@ -206,7 +216,10 @@ _PUBLISHED = (
     Layer("kb73", 4, 32, 32, (3, 3, 3), (32, 64, 128), (2, 2, 2), (1, 1, 1)),
     Layer("kb73g4", 4, 32, 32, (3, 3, 3), (32, 64, 128), (2, 2, 2), (1, 1, 1), groups=4),
     Layer("kb77", 16, 32, 64, (3, 3, 3), (16, 32, 32), (2, 2, 2), (1, 1, 1), dilation=(2, 2, 2)),
-    # Decoders in use: nnU-Net, SwinUNETR, V-Net (kernel = stride), 3-D U-Net (output_padding), GANs, VAEs.
+)
+
+#: Decoders in use: nnU-Net, SwinUNETR, V-Net (kernel = stride), 3-D U-Net (output_padding), GANs, VAEs.
+_DECODERS = (
     Layer("nnunet_deep", 2, 320, 320, (2, 2, 2), (8, 8, 8), (2, 2, 2)),
     Layer("nnunet_mid", 2, 128, 64, (2, 2, 2), (32, 32, 32), (2, 2, 2)),
     Layer("nnunet_top", 2, 64, 32, (2, 2, 2), (64, 64, 64), (2, 2, 2)),
@@ -215,6 +228,23 @@ _PUBLISHED = (
     Layer("gan_k4s2", 16, 256, 128, (4, 4, 4), (16, 16, 16), (2, 2, 2), (1, 1, 1)),
     Layer("gan_first", 64, 512, 256, (4, 4, 4), (4, 4, 4), (2, 2, 2), (1, 1, 1)),
     Layer("vae_aniso", 1, 256, 128, (3, 4, 4), (17, 32, 32), (1, 2, 2), (1, 1, 1)),
+)
+
+#: As many groups as channels, which is how learned and fixed (trilinear) upsampling is written.
+_DEPTHWISE = tuple(
+    Layer(
+        f"dw{channels}_k{kernel}",
+        2,
+        channels,
+        channels,
+        (kernel, kernel, kernel),
+        (48, 48, 48),
+        (2, 2, 2),
+        ((kernel - 1) // 2,) * 3,
+        groups=channels,
+    )
+    for channels in (32, 64, 128)
+    for kernel in (2, 3, 4)
 )
 
 #: One layer of each kind, small enough for a CPU to go through all of them in seconds.
@@ -229,7 +259,16 @@ _QUICK = (
 )
 
 #: Every layer that has a name.
-LAYERS: dict[str, Layer] = {layer.name: layer for layer in (*_PUBLISHED, *_QUICK)}
+LAYERS: dict[str, Layer] = {layer.name: layer for layer in (*_KERNELBENCH, *_DECODERS, *_DEPTHWISE, *_QUICK)}
 
-#: The layers that ``--preset`` chooses.
-PRESETS: dict[str, tuple[Layer, ...]] = {"quick": _QUICK, "all": _PUBLISHED}
+#: The layers that ``--preset`` chooses. "all" leaves out "quick", whose layers say nothing that the others don't.
+PRESETS: dict[str, tuple[Layer, ...]] = {
+    "quick": _QUICK,
+    "kernelbench": _KERNELBENCH,
+    "decoders": _DECODERS,
+    "depthwise": _DEPTHWISE,
+    "all": (*_KERNELBENCH, *_DECODERS, *_DEPTHWISE),
+}
+
+#: The layers of the published tables.
+PUBLISHED = (*_KERNELBENCH, *_DECODERS)

@@ -18,12 +18,20 @@ from torch import Tensor
 from convt3d_gemm.bench.ceilings import Ceilings
 from convt3d_gemm.bench.checking import Expected, error_bound
 from convt3d_gemm.bench.competitors import BASELINE, Algorithm
-from convt3d_gemm.bench.device import cache_bytes, has_tf32, poisoned_memory, release_memory, why_failed
+from convt3d_gemm.bench.device import (
+    OUT_OF_MEMORY,
+    cache_bytes,
+    has_tf32,
+    poisoned_memory,
+    release_memory,
+    require_memory,
+    why_failed,
+)
 from convt3d_gemm.bench.inputs import Layout, Tensors
 from convt3d_gemm.bench.layers import Layer, Operator
 from convt3d_gemm.bench.timing import LONGEST_BURST, Clock, Timing, time_in_turn
 
-Status = Literal["ok", "wrong", "failed", "not applicable"]
+Status = Literal["ok", "wrong", "failed", "out of memory", "not applicable"]
 
 # Enough to turn over any cache, and not so much that drawing it takes longer than the timing.
 _ROTATION_BYTES = 256 << 20
@@ -59,9 +67,9 @@ class Result:
     """What came out for one algorithm on one layer.
 
     Attributes:
-        status: "ok"; "wrong", and then only the baseline is timed; "failed"; or "not applicable".
+        status: "ok"; "wrong", and then only the baseline is timed; "failed"; "out of memory"; or "not applicable".
         reason: why it is not "ok", in a few words.
-        error: relative L2 error against float64; of the two gradients the larger.
+        error: relative L2 error against float64; of two gradients the larger.
         error_bound: what `error` may be at most.
         checked: what of the result the error is taken over.
         workspace_bytes: memory beside inputs and results: as the algorithm states it, else as measured.
@@ -91,6 +99,13 @@ class Result:
     def tflops(self) -> float | None:
         """1e12 operations per second; taps that fall outside the output count as if they were multiplied."""
         return None if self.timing is None else self.layer.flops(self.operator) / self.timing.median / 1e9
+
+    @property
+    def gigabytes_per_second(self) -> float | None:
+        """1e9 bytes per second, where every tensor counts as if it were moved once, whatever the algorithm does."""
+        if self.timing is None:
+            return None
+        return self.layer.elements_moved(self.operator) * self.dtype.itemsize / self.timing.median / 1e6
 
     @property
     def floor_fraction(self) -> float | None:
@@ -160,9 +175,8 @@ def measure(
         release_memory(settings.device)
         results = _time_all(algorithms, results, settings)
     except Exception as error:  # no memory for the inputs or the reference: no algorithm is to blame
-        reason = f"no inputs: {why_failed(error)}"
         results = [
-            dataclasses.replace(result, status="failed", reason=reason) if result.reason is None else result
+            _failed(result, why_failed(error), "before any algorithm ran: ") if result.reason is None else result
             for result in results
         ]
     finally:
@@ -170,9 +184,26 @@ def measure(
     return _with_speedups(results)
 
 
+def status_of_failure(reason: str) -> Status:
+    """The status that goes with what `why_failed` says."""
+    return "out of memory" if reason == OUT_OF_MEMORY else "failed"
+
+
+def _failed(result: Result, reason: str, when: str = "") -> Result:
+    """The result with the reason why there is none."""
+    return dataclasses.replace(result, status=status_of_failure(reason), reason=f"{when}{reason}")
+
+
+def _least_bytes(layer: Layer, operator: Operator, dtype: torch.dtype) -> int:
+    """What a measurement holds at once at the very least: all tensors, and those of one sample in float64."""
+    sample = dataclasses.replace(layer, batch=1)
+    return dtype.itemsize * layer.elements_moved(operator) + 8 * sample.elements_moved(operator)
+
+
 def _check_all(algorithms: Sequence[Algorithm], results: Sequence[Result], settings: Settings) -> list[Result]:
     """The results with everything but the times."""
     layer, operator, dtype = results[0].layer, results[0].operator, results[0].dtype
+    require_memory(settings.device, _least_bytes(layer, operator, dtype))
     tensors = Tensors.draw(layer, operator, dtype, settings.layout, settings.device, settings.seed)
     expected = Expected.of(layer, operator, tensors)
     checked = []
@@ -184,7 +215,7 @@ def _check_all(algorithms: Sequence[Algorithm], results: Sequence[Result], setti
         try:
             checked.append(_check(algorithm, result, tensors, expected, settings))
         except Exception as error:
-            checked.append(dataclasses.replace(result, reason=why_failed(error)))
+            checked.append(_failed(result, why_failed(error)))
         release_memory(settings.device)
     return checked
 
@@ -192,7 +223,7 @@ def _check_all(algorithms: Sequence[Algorithm], results: Sequence[Result], setti
 def _check(algorithm: Algorithm, result: Result, tensors: Tensors, expected: Expected, settings: Settings) -> Result:
     """The result with its error and workspace."""
     layer, operator, device = result.layer, result.operator, settings.device
-    shapes = (layer.output_shape,) if operator == "forward" else (layer.input_shape, layer.weight_shape)
+    shapes = layer.result_shapes(operator)
     size = result.dtype.itemsize * sum(map(math.prod, shapes))
 
     def run() -> tuple[Tensor, ...]:
@@ -262,7 +293,7 @@ def _time_all(algorithms: Sequence[Algorithm], results: Sequence[Result], settin
         if isinstance(outcome, Timing):
             result = dataclasses.replace(result, timing=outcome)
         elif outcome is not None:
-            result = dataclasses.replace(result, status="failed", reason=outcome)
+            result = _failed(result, outcome)
         timed.append(result)
     return timed
 
