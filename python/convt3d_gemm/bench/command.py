@@ -143,7 +143,7 @@ class _Run:
         with torch.random.fork_rng():
             torch.manual_seed(self.settings.seed)
             module = factory.make()
-        network = Network(factory.name, module, tuple(self.arguments.input))
+        network = Network(type(module).__name__, module, tuple(self.arguments.input))
         device = self.settings.device
         try:
             inputs = draw_inputs(network, torch.float32, "ncdhw", device, self.settings.seed)

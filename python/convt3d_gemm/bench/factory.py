@@ -43,11 +43,6 @@ class Factory:
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
 
-    @property
-    def name(self) -> str:
-        """What tables call the network: the last part of the factory's name."""
-        return self.attribute.rpartition(".")[2]
-
     def make(self) -> torch.nn.Module:
         """Import the module and call the factory.
 
