@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -15,7 +17,8 @@ from convt3d_gemm.bench import command, report, tables
 from convt3d_gemm.bench.ceilings import Ceilings
 from convt3d_gemm.bench.competitors import ALGORITHMS, DEFAULT_ALGORITHMS, Algorithm
 from convt3d_gemm.bench.layers import PRESETS, Layer, Operator, parse_layer
-from convt3d_gemm.bench.measure import Result
+from convt3d_gemm.bench.markdown import as_markdown
+from convt3d_gemm.bench.measure import Result, Status
 from convt3d_gemm.bench.timing import Clock, Timing
 from convt3d_gemm.cli import main
 
@@ -148,6 +151,11 @@ def test_bench_of_a_preset_and_a_layer(
         (["bench", "--seconds", "nan"], "must be above 0, got nan"),
         (["bench", "--layout", "ncdhw,nchw"], "no layout is called 'nchw': there are ncdhw, ndhwc"),
         (["bench", "--json", "/no/such/folder/results.json"], "cannot write a file at /no/such"),
+        (["bench", "--markdown", "/no/such/folder/results.md"], "cannot write a file at /no/such"),
+        (["bench", "--plot", "results.gif"], "must end in .png, .svg or .pdf, got results.gif"),
+        (["bench", "--preset", "slow"], "invalid choice: 'slow'"),
+        (["bench", "--model", "monai"], "expected PACKAGE.MODULE:FACTORY"),
+        (["bench", "--input", "1x1x0"], "expected numbers joined by x, such as 1x1x96x96x96, got '1x1x0'"),
     ],
 )
 def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,3 +267,252 @@ def test_wins_and_losses_print_alike() -> None:
     assert ["kb72", "5.95", "native", "2.000", "10%", "2.97", "63.75", "0.250", "-", "1.2e-07", "1.00x"] in rows
     assert ["gemm", "1.000", "10%", "5.95", "127.5", "0.500", "-", "1.2e-07", "2.00x"] in rows
     assert ["aten", "8.000", "10%", "0.743", "15.94", "0.062", "-", "1.2e-07", "0.25x"] in rows
+
+
+def test_bench_in_two_layouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "results.json"
+    asked = ["--layer", SMALL, "--algorithm", "native,gemm", "--layout", "ndhwc,ncdhw", "--repeats", "3"]
+    assert main(["bench", "--device", "cpu", *asked, "--json", str(file)]) == 0
+    out, err = capsys.readouterr()
+    assert out.index("forward, float32 (IEEE), NDHWC") < out.index("forward, float32 (IEEE), NCDHW")
+    assert f"] {SMALL} forward float32 NDHWC: native " in err
+    written = json.loads(file.read_text())
+    assert written["settings"]["layouts"] == ["ndhwc", "ncdhw"]
+    assert [(result["layout"], result["algorithm"], result["status"]) for result in written["results"]] == [
+        (layout, algorithm, "ok") for layout in ("ndhwc", "ncdhw") for algorithm in ("native", "gemm")
+    ]
+
+
+def test_what_is_not_timed_says_why() -> None:
+    table = tables.layer_tables(
+        [
+            result_of("native"),
+            without_time("gemm", "out of memory", "out of memory"),
+            without_time("direct", "failed", "KeyError: 'x'"),
+            without_time("aten", "not applicable", "slow_conv_transpose3d takes no groups"),
+        ]
+    )[0]
+    times = [row[3] for row in table.sections[0]]
+    assert [cell.text for cell in times] == ["2.000", "out of memory", "failed (1)", "n/a (2)"]
+    assert [cell.kind for cell in times] == ["plain", "missing", "missing", "missing"]
+    assert table.notes == ["KeyError: 'x'", "slow_conv_transpose3d takes no groups"]
+
+
+def without_time(algorithm: str, status: Status, reason: str) -> Result:
+    return dataclasses.replace(
+        result_of(algorithm), status=status, reason=reason, timing=None, error=None, speedup=None
+    )
+
+
+def test_sizes_are_decimal() -> None:
+    assert [tables.size(number) for number in (0, 999, 1000, 7_100_000, 80_530_000_000)] == [
+        "0 bytes",
+        "999 bytes",
+        "1.0 kB",
+        "7.1 MB",
+        "80.5 GB",
+    ]
+
+
+# bench: what it writes --------------------------------------------------------------------------------------
+
+
+def test_markdown_tables() -> None:
+    wrong = dataclasses.replace(result_of("gemm"), status="wrong", reason="error 1|2", timing=None, speedup=None)
+    (table,) = tables.layer_tables([result_of("native", layer=parse_layer("quick_k2s2")), wrong])
+    table = dataclasses.replace(table, sections=[[table.sections[0][0], *table.sections[1]]])
+    assert as_markdown(table).splitlines() == [
+        "### forward, float32 (IEEE), NCDHW",
+        "",
+        "| layer | GFLOP | algorithm | ms | ± | TFLOP/s | GB/s | of floor | workspace | error | speed |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| quick\\_k2s2 | 0.113 | native | 2.000 | 10% | 0.0566 | 4.432 | 0.250 | - | 1.2e-07 | 1.00x |",
+        "| kb72 | 5.95 | gemm | - | - | - | - | - | - | **WRONG (1) 1.2e-07** | - |",
+        "",
+        "(1) error 1\\|2",
+    ]
+
+
+def test_bench_writes_markdown_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    markdown, plot = tmp_path / "results.md", tmp_path / "results.svg"
+    asked = ["--layer", SMALL, "--layer", "quick_k3s1", "--repeats", "3", "--dtype", "float32,float64"]
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # letters stay letters
+        assert main(["bench", "--device", "cpu", *asked, "--markdown", str(markdown), "--plot", str(plot)]) == 0
+    out = capsys.readouterr().out
+    written = markdown.read_text(encoding="utf-8")
+    assert written.count("| native |") == written.count("| aten |") == 4
+    assert "- ceilings: copy 10 GB/s (read and written), GEMM 2 TFLOP/s float32 (IEEE), 1 TFLOP/s float64" in written
+    assert "quick\\_k3s1" in written
+    assert tables.LAYER_LEGEND in written
+    assert "quick_k3s1" in out
+    drawn = plot.read_text(encoding="utf-8")
+    for text in (SMALL, "quick_k3s1", "float64, NCDHW", "native", "gemm", "direct", "aten", "GEMM 2 TFLOP/s"):
+        assert text in drawn, text
+
+
+def test_a_plot_names_what_has_no_time(tmp_path: Path) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    from convt3d_gemm.bench.plot import write_plot
+
+    results = [
+        result_of("native"),
+        without_time("gemm", "out of memory", "out of memory"),
+        dataclasses.replace(without_time("direct", "wrong", "error"), error=1.0),
+        without_time("aten", "not applicable", "groups"),
+    ]
+    file = tmp_path / "plot.svg"
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        write_plot(file, "A device", Ceilings(1e12, {torch.float32: 1e14}), results)
+    drawn = file.read_text(encoding="utf-8")
+    assert "gemm: out of memory, direct: WRONG" in drawn
+    assert "Transposed 3-D convolutions on A device" in drawn
+    assert "aten" not in drawn
+    with pytest.raises(ValueError, match="nothing was measured"):
+        write_plot(file, "A device", Ceilings(1e12, {torch.float32: 1e14}), [])
+
+
+def test_names_under_a_roofline_are_spread() -> None:
+    pytest.importorskip("matplotlib")
+    from convt3d_gemm.bench.plot import spread
+
+    assert spread([], 0.1) == []
+    assert spread([0.3, 0.7], 0.1) == [0.3, 0.7]
+    assert spread([0.5, 0.5, 0.5], 0.1) == pytest.approx([0.4, 0.5, 0.6])
+    assert spread([0.0, 0.02, 0.9, 1.0], 0.2) == pytest.approx([0.0, 0.2, 0.8, 1.0])
+    assert spread([0.5] * 5, 0.9) == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])  # no room: evenly
+    places = spread([0.1, 0.15, 0.18, 0.4, 0.41, 0.99], 0.1)
+    assert min(b - a for a, b in itertools.pairwise(places)) >= 0.1 - 1e-12
+
+
+def test_a_plot_needs_matplotlib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["bench", "--device", "cpu", "--plot", str(tmp_path / "plot.png")]) == 2
+    said = capsys.readouterr().err
+    assert said == 'convt3d bench --plot needs matplotlib: pip install "convt3d-gemm[bench]"\n'
+
+
+# bench: networks --------------------------------------------------------------------------------------------
+
+NETWORK_FILE = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, channels=4):
+        super().__init__()
+        self.up = torch.nn.ConvTranspose3d(channels, 2, 2, 2)
+        self.last = torch.nn.ConvTranspose3d(2, 2, 2, 2)
+
+    def forward(self, x, y):
+        return self.last(self.up(x) + y)
+
+def plain():
+    return torch.nn.Conv3d(4, 2, 2)
+"""
+
+
+@pytest.fixture
+def network_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    file = tmp_path / "net_of_this_test.py"
+    file.write_text(NETWORK_FILE)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, file.stem, raising=False)
+    return file
+
+
+def test_bench_of_a_network(network_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = network_file.with_suffix(".json")
+    asked = ["--model", f"{network_file}:Net(channels=3)", "--input", "1x3x4x5x6", "--input", "2x8x10x12"]
+    assert main(["bench", "--device", "cpu", *asked, "--repeats", "3", "--json", str(file)]) == 0
+    out, err = capsys.readouterr()
+    assert "Net calls 2 transposed 3-D convolutions:\n" in out
+    assert "  Net[0] N1,Cin3,Cout2,k2,in4x5x6,s2,p0,op0,d1,g1: up\n" in out
+    assert "  Net[1] N1,Cin2,Cout2,k2,in8x10x12,s2,p0,op0,d1,g1: last\n" in out
+    assert "\nwhole network, forward, float32 (IEEE), NCDHW" in out
+    assert "\nwhole network, training step, float32 (IEEE), NCDHW" in out
+    assert "Net, forward, float32 (IEEE), NCDHW: natively, its transposed convolutions" in out
+    assert "[4/4, " in err
+    assert "] Net training step float32: before " in err
+    written = json.loads(file.read_text())
+    assert [entry["modules"] for entry in written["found"]] == [["up"], ["last"]]
+    assert {result["layer"]["name"] for result in written["results"]} == {"Net[0]", "Net[1]"}
+    assert [(result["task"], result["algorithm"]) for result in written["networks"]] == [
+        (task, algorithm) for task in ("forward", "training step") for algorithm in ("before", "auto", "gemm", "direct")
+    ]
+    for result in written["networks"]:
+        assert result["status"] == "ok", result["reason"]
+        assert result["milliseconds"]["repeats"] == 3
+        assert 0 < result["error"] < 1e-6
+    assert written["networks"][0]["speedup"] == 1.0
+
+
+def test_bench_of_a_network_with_the_algorithms_asked_for(
+    network_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = network_file.with_suffix(".json")
+    asked = [
+        "--model",
+        f"{network_file}:Net",
+        "--input",
+        "1x4x2x2x2",
+        "--input",
+        "1",
+        "--algorithm",
+        "native,aten,direct",
+    ]
+    assert main(["bench", "--device", "cpu", *asked, "--repeats", "3", "--json", str(file)]) == 0
+    assert [result["algorithm"] for result in json.loads(file.read_text())["networks"]] == ["before", "direct"] * 2
+
+
+def test_a_network_that_comes_out_wrong_fails_the_bench(
+    network_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spoil(module: torch.nn.Module, algorithm: str) -> torch.nn.Module:
+        module.get_parameter("last.weight").data *= 1.01
+        return module
+
+    monkeypatch.setattr("convt3d_gemm.bench.network.replace_conv_transpose3d", spoil)
+    asked = ["--model", f"{network_file}:Net", "--input", "1x4x2x2x2", "--input", "1", "--algorithm", "native,gemm"]
+    assert main(["bench", "--device", "cpu", *asked, "--repeats", "3"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("WRONG (1)") == 2
+    assert out.count("at most 2.0e-06 allowed") == 2
+
+
+@pytest.mark.parametrize(
+    ("factory", "sizes", "message"),
+    [
+        ("Net", [], "--model and --input go together"),
+        (None, ["1x1x8x8x8"], "--model and --input go together"),
+        ("nothing", ["1"], "AttributeError: module 'net_of_this_test' has no attribute 'nothing'"),
+        ("plain", ["1x4x8x8x8"], "calls no torch.nn.ConvTranspose3d: there is nothing to compare"),
+        ("Net", ["1x5x8x8x8", "1"], "does not take input 1x5x8x8x8, 1: RuntimeError: "),
+        ("Net", ["1x4x8x8x8"], "does not take input 1x4x8x8x8: TypeError: "),
+    ],
+)
+def test_networks_that_cannot_be_compared(
+    network_file: Path, factory: str | None, sizes: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [] if factory is None else ["--model", f"{network_file}:{factory}"]
+    for text in sizes:
+        asked += ["--input", text]
+    assert main(["bench", "--device", "cpu", *asked]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_network_without_memory_is_a_row_and_the_layers_go_on(
+    network_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(command, "find_layers", no_memory)
+    asked = ["--model", f"{network_file}:Net", "--input", "1", "--layer", SMALL, "--algorithm", "native,gemm"]
+    monkeypatch.setattr("convt3d_gemm.bench.network._Variant.make", no_memory)
+    assert main(["bench", "--device", "cpu", *asked, "--repeats", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert "Net runs out of memory when its layers are looked for" in out
+    assert "Net forward float32: before out of memory, gemm out of memory" in err
+    assert f"{SMALL} forward float32: native " in err

@@ -64,7 +64,8 @@ def run(arguments: argparse.Namespace, command_line: list[str]) -> int:
         except FactoryError as error:
             print(error, file=sys.stderr)
             return 2
-        except KeyboardInterrupt:  # before there was anything to show
+        except KeyboardInterrupt:
+            print("interrupted before anything was measured", file=sys.stderr)
             return 130
 
 
@@ -154,7 +155,7 @@ class _Run:
             if reason != OUT_OF_MEMORY:
                 sizes = ", ".join("x".join(map(str, size)) for size in network.input_sizes)
                 raise FactoryError(f"{factory.text} does not take input {sizes}: {reason}") from error
-            self.console.print(f"{network.name} runs out of memory when it looks for its layers", style="yellow")
+            self.console.print(f"{network.name} runs out of memory when its layers are looked for", style="yellow")
         else:
             if not self.found:
                 raise FactoryError(f"{factory.text} calls no torch.nn.ConvTranspose3d: there is nothing to compare")

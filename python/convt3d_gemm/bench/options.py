@@ -108,12 +108,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.5,
         help="stop repeating one layer after this time, but not before 3 repeats (default: 0.5)",
     )
-    for option, what in (
-        ("--json", "everything measured"),
-        ("--markdown", "the tables, in Markdown,"),
-        ("--plot", "a picture of all times and a roofline (png, svg or pdf; needs matplotlib)"),
+    for option, parse, what in (
+        ("--json", _file_to_write, "everything measured"),
+        ("--markdown", _file_to_write, "the tables, in Markdown,"),
+        ("--plot", _picture_to_write, "all layers' times and a roofline, as a picture (png, svg or pdf),"),
     ):
-        parser.add_argument(option, type=_argument(_file_to_write), metavar="FILE", help=f"write {what} to FILE")
+        parser.add_argument(option, type=_argument(parse), metavar="FILE", help=f"write {what} to FILE")
 
 
 def _argument(parse: Callable[[str], _Item]) -> Callable[[str], _Item]:
@@ -154,6 +154,13 @@ def _file_to_write(text: str) -> Path:
     path = Path(text)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"cannot write a file at {text}")
+    return path
+
+
+def _picture_to_write(text: str) -> Path:
+    path = _file_to_write(text)
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"a picture's name must end in .png, .svg or .pdf, got {text}")
     return path
 
 
