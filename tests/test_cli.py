@@ -261,7 +261,7 @@ def test_wins_and_losses_print_alike() -> None:
                 result_of("aten", median=8.0, speedup=0.25),
             ]
         ):
-            console.print(report.rendered(table))
+            report.show(console, table)
     rows = [line.split() for line in capture.get().splitlines()]
     # kb72 is 5.945 GFLOP and moves 127.5 MB, and the floor of these results is 0.5 ms.
     assert ["kb72", "5.95", "native", "2.000", "10%", "2.97", "63.75", "0.250", "-", "1.2e-07", "1.00x"] in rows
@@ -302,6 +302,20 @@ def without_time(algorithm: str, status: Status, reason: str) -> Result:
     return dataclasses.replace(
         result_of(algorithm), status=status, reason=reason, timing=None, error=None, speedup=None
     )
+
+
+def test_no_column_is_left_out_of_a_wide_table() -> None:
+    layer = dataclasses.replace(parse_layer("kb68"), name="a name of more than twenty-four letters", batch=10**9)
+    console = report.make_console()
+    with console.capture() as capture:
+        for table in tables.layer_tables(
+            [result_of("native", layer=layer), without_time("gemm", "out of memory", "before: out of memory")]
+        ):
+            report.show(console, table)
+    lines = capture.get().splitlines()
+    assert lines[2].split()[-2:] == ["error", "speed"]
+    assert any(line.split()[-2:] == ["1.2e-07", "1.00x"] for line in lines)
+    assert any("out of memory (1)" in line for line in lines)
 
 
 def test_sizes_are_decimal() -> None:

@@ -128,7 +128,7 @@ class _Run:
         shown = [*tables.layer_tables(self.results), *tables.network_tables(self.networks)]
         legends = self._legends()
         for table in shown:
-            self.console.print(self.report.rendered(table))
+            self.report.show(self.console, table)
         for legend in legends:
             self.console.print(f"\n{legend}")
         if done < len(cases):

@@ -24,11 +24,13 @@ _STYLES = {
     "gemm": ("#0072b2", "s"),
     "direct": ("#d55e00", "^"),
     "aten": ("#888888", "D"),
-    "auto": ("#009e73", "*"),
+    "auto": ("#cc79a7", "*"),
 }
 _WRONG = "#cc0000"
-_ROW_INCHES = 0.3
-_LEAST_ROWS = 12  # below that the roofline would be too flat to read
+_FLOOR = "#009e73"
+_ROW_INCHES = 0.42
+_ROW_SPAN = 0.6  # of a row's height, for the marks of all algorithms
+_LEAST_ROWS = 9  # below that the roofline would be too flat to read
 _NAME_GAP = 0.032  # between the names under a roofline, of its width
 
 
@@ -64,7 +66,7 @@ def _by_layer(results: Sequence[Result]) -> list[tuple[Layer, list[Result]]]:
 
 
 def _style(algorithm: str) -> tuple[str, str]:
-    return _STYLES.get(algorithm, ("#cc79a7", "P"))
+    return _STYLES.get(algorithm, ("#56b4e9", "P"))
 
 
 def _plain_numbers(axis: Axis, *, between: bool) -> None:
@@ -83,17 +85,21 @@ def _grid(axes: Axes) -> None:
 def _draw_times(axes: Axes, results: Sequence[Result]) -> None:
     """A row per layer, a mark per algorithm over its quartiles, and the floor, which nothing can pass."""
     layers = _by_layer(results)
+    # One below the other within a row, so that equal times do not cover each other.
+    names = list(dict.fromkeys(result.algorithm for result in results if result.timing is not None))
+    below = {name: _ROW_SPAN * (number / max(len(names) - 1, 1) - 0.5) for number, name in enumerate(names)}
     for row, (_, group) in enumerate(layers):
-        timed = [(result, result.timing) for result in group if result.timing is not None]
-        if timed:
-            times = [group[0].floor, *(timing.median for _, timing in timed)]
-            axes.plot([min(times), max(times)], [row, row], color="#bbbbbb", linewidth=1, zorder=1)
-        axes.plot(group[0].floor, row, marker="|", markersize=13, markeredgewidth=2.5, color="#009e73", zorder=2)
-        for result, timing in timed:
+        floor = group[0].floor
+        axes.plot([floor, floor], [row - _ROW_SPAN / 2, row + _ROW_SPAN / 2], color=_FLOOR, linewidth=3, zorder=2)
+        for result in group:
+            if result.timing is None:
+                continue
+            timing, place = result.timing, row + below[result.algorithm]
             colour, marker = _style(result.algorithm)
-            axes.plot([timing.lower_quartile, timing.upper_quartile], [row, row], color=colour, linewidth=3, alpha=0.5)
+            axes.plot([floor, timing.median], [place, place], color="#dddddd", linewidth=0.8, zorder=1)
+            axes.plot([timing.lower_quartile, timing.upper_quartile], [place] * 2, color=colour, linewidth=3, alpha=0.5)
             edge = _WRONG if result.status == "wrong" else "white"
-            axes.plot(timing.median, row, marker, color=colour, markersize=8, markeredgecolor=edge, zorder=3)
+            axes.plot(timing.median, place, marker, color=colour, markersize=7, markeredgecolor=edge, zorder=3)
         troubles = [result for result in group if result.status in ("wrong", "failed", "out of memory")]
         if troubles:
             text = ", ".join(f"{result.algorithm}: {STATUS_TITLES[result.status]}" for result in troubles)
@@ -117,9 +123,18 @@ def _draw_times(axes: Axes, results: Sequence[Result]) -> None:
     axes.set_title(group_title(results), loc="left", fontsize=12)
     _grid(axes)
     axes.grid(axis="y", visible=False)
-    handles = [*_legend_of(results), Line2D([], [], linestyle="", marker="|", color="#009e73", markersize=13)]
+    for row in range(1, len(layers)):
+        axes.axhline(row - 0.5, color="#cccccc", linewidth=0.8, zorder=0)
+    handles = [*_legend_of(results), Line2D([], [], linestyle="", marker="|", color=_FLOOR, markersize=13)]
     handles[-1].set(label="floor: the device's copy and GEMM rates", markeredgewidth=2.5)
-    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.055), ncols=len(handles), frameon=False)
+    axes.legend(
+        handles=handles,
+        ncols=len(handles),
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        borderaxespad=2,  # above the title
+    )
 
 
 def _legend_of(results: Sequence[Result]) -> list[Line2D]:
@@ -141,7 +156,7 @@ def _draw_roofline(axes: Axes, results: Sequence[Result], ceilings: Ceilings) ->
     bottom = min([left * copy_rate / 1e12, *rates]) / 4
     top = peak / 1e12 * 2.5
     ridge = [left, peak / copy_rate, right]
-    axes.plot(ridge, [min(peak, x * copy_rate) / 1e12 for x in ridge], color="#009e73", linewidth=2.5, zorder=2)
+    axes.plot(ridge, [min(peak, x * copy_rate) / 1e12 for x in ridge], color=_FLOOR, linewidth=2.5, zorder=2)
     label = f"GEMM {peak / 1e12:.3g} TFLOP/s"
     axes.annotate(label, (right, peak / 1e12), (-6, 5), textcoords="offset points", fontsize=10, ha="right")
     axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, top))

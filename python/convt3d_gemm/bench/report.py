@@ -10,6 +10,7 @@ from types import TracebackType
 import torch
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -30,6 +31,7 @@ from convt3d_gemm.bench.tables import Cell, Table, precision_title, size, time_o
 
 #: A table needs about this width: in a narrower terminal its lines wrap, which loses no figures.
 _LEAST_WIDTH = 132
+_WIDEST_TABLE = 1000
 _WIDEST_NAME = 24
 
 _STYLES = {"wrong": "bold red", "missing": "yellow"}
@@ -115,8 +117,18 @@ def found_lines(name: str, found: Sequence[Found]) -> list[str]:
     return lines
 
 
-def rendered(table: Table) -> RichTable:
-    """The table for a terminal; notes come below it."""
+def show(console: Console, table: Table) -> None:
+    """Print the table, where it needs it wider than the terminal: there its lines wrap, but no column is left out."""
+    longest_name = max((len(row[0].text) for section in table.sections for row in section), default=0)
+    folded_name = min(longest_name, _WIDEST_NAME)
+    rich_table = _rendered(table, folded_name)
+    unfolded = Measurement.get(console, console.options.update(width=_WIDEST_TABLE), rich_table).maximum
+    console.width = max(console.width, unfolded - longest_name + folded_name)
+    console.print(rich_table)
+
+
+def _rendered(table: Table, least_name: int) -> RichTable:
+    """The table for a terminal, notes below it; names may be folded down to ``least_name``."""
     rich_table = RichTable(
         title=Text(table.title),
         title_justify="left",
@@ -124,10 +136,7 @@ def rendered(table: Table) -> RichTable:
         caption_justify="left",
         box=box.SIMPLE_HEAD,
     )
-    names = [row[0].text for section in table.sections for row in section]
-    rich_table.add_column(
-        table.columns[0].name, overflow="fold", min_width=min(max(map(len, names), default=0), _WIDEST_NAME)
-    )
+    rich_table.add_column(table.columns[0].name, overflow="fold", min_width=least_name)
     for column in table.columns[1:]:
         rich_table.add_column(column.name, justify="right" if column.figures else "left", no_wrap=True)
     for section in table.sections:
