@@ -438,9 +438,16 @@ def network_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_bench_of_a_network(network_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = network_file.with_suffix(".json")
+    markdown, plot = network_file.with_suffix(".md"), network_file.with_suffix(".svg")
     asked = ["--model", f"{network_file}:Net(channels=3)", "--input", "1x3x4x5x6", "--input", "2x8x10x12"]
-    assert main(["bench", "--device", "cpu", *asked, "--repeats", "3", "--json", str(file)]) == 0
+    files = ["--json", str(file), "--markdown", str(markdown), "--plot", str(plot)]
+    with pytest.importorskip("matplotlib").rc_context({"svg.fonttype": "none"}):
+        assert main(["bench", "--device", "cpu", *asked, "--repeats", "3", *files]) == 0
     out, err = capsys.readouterr()
+    assert "- Net[0] N1,Cin3,Cout2,k2,in4x5x6,s2,p0,op0,d1,g1: up\n" in markdown.read_text(encoding="utf-8")
+    drawn = plot.read_text(encoding="utf-8")
+    for text in ("Net[1]", "Net, training step", "whole network, before and after", "before", "auto"):
+        assert text in drawn, text
     assert "Net calls 2 transposed 3-D convolutions:\n" in out
     assert "  Net[0] N1,Cin3,Cout2,k2,in4x5x6,s2,p0,op0,d1,g1: up\n" in out
     assert "  Net[1] N1,Cin2,Cout2,k2,in8x10x12,s2,p0,op0,d1,g1: last\n" in out

@@ -72,8 +72,7 @@ def run(arguments: argparse.Namespace, command_line: list[str]) -> int:
 def _complaint(arguments: argparse.Namespace) -> str | None:
     """What is missing for the run, if anything: better said before it than after."""
     for name, is_needed in (("rich", True), ("matplotlib", arguments.plot is not None)):
-        # A name that is None in sys.modules is one that may not be imported.
-        if is_needed and (sys.modules.get(name, ...) is None or importlib.util.find_spec(name) is None):
+        if is_needed and importlib.util.find_spec(name) is None:
             what = "convt3d bench" if name == "rich" else "convt3d bench --plot"
             return f'{what} needs {name}: pip install "convt3d-gemm[bench]"'
     if (arguments.model is None) != (not arguments.input):
@@ -141,7 +140,7 @@ class _Run:
 
     def _look_into(self, factory: Factory) -> None:
         """Make the network and find its layers."""
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=()):
             torch.manual_seed(self.settings.seed)
             module = factory.make()
         network = Network(type(module).__name__, module, tuple(self.arguments.input))
@@ -241,11 +240,13 @@ class _Run:
             about = record.header(self.command_line, self.settings, self.layouts, device, ceilings)
             record.write_json(self.arguments.json, about, self.results, self.found, self.networks)
         if self.arguments.markdown is not None:
-            write_markdown(self.arguments.markdown, header, shown, legends)
-        if self.arguments.plot is not None and self.results:
+            name = "" if self.network is None else self.network.name
+            lines = self.report.found_lines(name, self.found) if self.found else []
+            write_markdown(self.arguments.markdown, [*header, *map(str.strip, lines)], shown, legends)
+        if self.arguments.plot is not None and (self.results or self.networks):
             from convt3d_gemm.bench.plot import write_plot  # matplotlib is for those who want a picture
 
-            write_plot(self.arguments.plot, str(device["name"]), ceilings, self.results)
+            write_plot(self.arguments.plot, str(device["name"]), ceilings, self.results, self.networks)
 
 
 def _measuring(

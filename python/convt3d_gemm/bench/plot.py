@@ -1,30 +1,43 @@
-"""``--plot``: the time of every layer by algorithm, and all of them under the device's roofline."""
+"""``--plot``: the time of every layer by algorithm, all of them under the device's roofline, and whole networks."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from convt3d_gemm.bench.ceilings import Ceilings
 from convt3d_gemm.bench.layers import Layer
 from convt3d_gemm.bench.measure import Result
-from convt3d_gemm.bench.tables import STATUS_TITLES, group_title, grouped_results
+from convt3d_gemm.bench.network import BEFORE, NetworkResult
+from convt3d_gemm.bench.tables import (
+    STATUS_TITLES,
+    group_title,
+    grouped_networks,
+    grouped_results,
+    precision_title,
+)
+
+_Item = TypeVar("_Item")
 
 #: Colours that differ for colour-blind eyes too (Okabe and Ito), and markers, so that colour is not all.
 _STYLES = {
     "native": ("#000000", "o"),
+    BEFORE: ("#000000", "o"),
     "gemm": ("#0072b2", "s"),
     "direct": ("#d55e00", "^"),
     "aten": ("#888888", "D"),
-    "auto": ("#cc79a7", "*"),
+    "auto": ("#aa4499", "v"),
 }
 _WRONG = "#cc0000"
 _FLOOR = "#009e73"
@@ -34,44 +47,83 @@ _LEAST_ROWS = 9  # below that the roofline would be too flat to read
 _NAME_GAP = 0.032  # between the names under a roofline, of its width
 
 
-def write_plot(path: Path, device_name: str, ceilings: Ceilings, results: Sequence[Result]) -> None:
-    """Draw a pair of panels for each operator, dtype and layout.
+@dataclass(frozen=True)
+class _Row:
+    """What is drawn at one height: the outcomes of a layer or a network, and the floor under their times, if any."""
+
+    label: str
+    floor: float | None
+    outcomes: Sequence[Result | NetworkResult]
+
+
+def write_plot(
+    path: Path,
+    device_name: str,
+    ceilings: Ceilings,
+    results: Sequence[Result],
+    networks: Sequence[NetworkResult] = (),
+) -> None:
+    """Draw a pair of panels for each operator, dtype and layout, and one for all whole networks.
 
     Args:
         path: the picture; its ending chooses the format (png, svg, pdf).
         device_name: for the title.
         ceilings: of that device.
         results: of layers; those without a time are named beside the layer's row.
+        networks: of networks, likewise.
 
     Raises:
         OSError: if the file cannot be written.
         ValueError: if there are no results, or the ending stands for no format.
     """
     groups = grouped_results(results)
-    if not groups:
+    if not groups and not networks:
         raise ValueError("nothing was measured that could be plotted")
-    rows = [max(len(_by_layer(group)), _LEAST_ROWS) for group in groups]
-    heights = [1.9 + _ROW_INCHES * count for count in rows]
-    figure = Figure(figsize=(16, sum(heights) + 0.9), layout="constrained")
+    heights = [2.2 + _ROW_INCHES * max(len(_by_layer(group)), _LEAST_ROWS) for group in groups]
+    rows = [
+        _Row(_network_label(outcomes[0]), None, outcomes)
+        for group in grouped_networks(networks).values()
+        for outcomes in _in_runs(group, lambda outcome: outcome.network)
+    ]
+    if rows:
+        heights.append(1.6 + _ROW_INCHES * len(rows))
+    layout = ConstrainedLayoutEngine(h_pad=0.2)  # inches: with the legends, which it does not know of
+    figure = Figure(figsize=(16, sum(heights) + 0.8), layout=layout)
     figure.suptitle(f"Transposed 3-D convolutions on {device_name}", fontsize=15, fontweight="bold")
-    axes = figure.subplots(len(groups), 2, squeeze=False, height_ratios=heights, width_ratios=(1, 1))
-    for group, (times, roofline) in zip(groups, axes, strict=True):
-        _draw_times(times, group)
-        _draw_roofline(roofline, group, ceilings)
+    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
+    for number, group in enumerate(groups):
+        layers = [_Row(layer.name, outcomes[0].floor, outcomes) for layer, outcomes in _by_layer(group).items()]
+        _draw_times(figure.add_subplot(grid[number, 0]), group_title(group), layers)
+        _draw_roofline(figure.add_subplot(grid[number, 1]), group, ceilings)
+    if rows:
+        _draw_times(figure.add_subplot(grid[-1, :]), "whole network, before and after replace_conv_transpose3d", rows)
     figure.savefig(path, dpi=120)
 
 
-def _by_layer(results: Sequence[Result]) -> list[tuple[Layer, list[Result]]]:
-    return [(layer, list(group)) for layer, group in itertools.groupby(results, key=lambda result: result.layer)]
+def _network_label(result: NetworkResult) -> str:
+    precision = precision_title(result.dtype, result.precision)
+    return f"{result.network}, {result.task}\n{precision}, {result.layout.upper()}"
+
+
+def _by_layer(results: Sequence[Result]) -> dict[Layer, list[Result]]:
+    return {group[0].layer: group for group in _in_runs(results, lambda result: result.layer)}
+
+
+def _in_runs(items: Iterable[_Item], key: Callable[[_Item], object]) -> list[list[_Item]]:
+    """Neighbours of the same key together."""
+    return [list(group) for _, group in itertools.groupby(items, key=key)]
 
 
 def _style(algorithm: str) -> tuple[str, str]:
     return _STYLES.get(algorithm, ("#56b4e9", "P"))
 
 
-def _plain_numbers(axis: Axis, *, between: bool) -> None:
-    """0.1 and 10 instead of powers; 2 and 5 ``between`` them where there is room."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if between else (1,), numticks=40))
+def _plain_numbers(axis: Axis) -> None:
+    """0.1 and 10 instead of powers, and as many numbers between them as there is room for."""
+    low, high = sorted(axis.get_view_interval())
+    decades = math.log10(high / low)
+    between = (1, 1.5, 2, 3, 4, 5, 7) if decades < 1 else (1, 2, 5) if decades < 3 else (1,)
+    axis.set_major_locator(LogLocator(subs=between, numticks=40))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -82,30 +134,31 @@ def _grid(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _draw_times(axes: Axes, results: Sequence[Result]) -> None:
-    """A row per layer, a mark per algorithm over its quartiles, and the floor, which nothing can pass."""
-    layers = _by_layer(results)
+def _draw_times(axes: Axes, title: str, rows: Sequence[_Row]) -> None:
+    """A mark per algorithm over its quartiles in every row, and the floor, which nothing can pass."""
     # One below the other within a row, so that equal times do not cover each other.
-    names = list(dict.fromkeys(result.algorithm for result in results if result.timing is not None))
+    names = _timed_algorithms(outcome for row in rows for outcome in row.outcomes)
     below = {name: _ROW_SPAN * (number / max(len(names) - 1, 1) - 0.5) for number, name in enumerate(names)}
-    for row, (_, group) in enumerate(layers):
-        floor = group[0].floor
-        axes.plot([floor, floor], [row - _ROW_SPAN / 2, row + _ROW_SPAN / 2], color=_FLOOR, linewidth=3, zorder=2)
-        for result in group:
-            if result.timing is None:
+    for height, row in enumerate(rows):
+        if row.floor is not None:
+            ends = [height - _ROW_SPAN / 2, height + _ROW_SPAN / 2]
+            axes.plot([row.floor, row.floor], ends, color=_FLOOR, linewidth=3, zorder=2)
+        for outcome in row.outcomes:
+            if outcome.timing is None:
                 continue
-            timing, place = result.timing, row + below[result.algorithm]
-            colour, marker = _style(result.algorithm)
-            axes.plot([floor, timing.median], [place, place], color="#dddddd", linewidth=0.8, zorder=1)
+            timing, place = outcome.timing, height + below[outcome.algorithm]
+            colour, marker = _style(outcome.algorithm)
+            if row.floor is not None:
+                axes.plot([row.floor, timing.median], [place, place], color="#dddddd", linewidth=0.8, zorder=1)
             axes.plot([timing.lower_quartile, timing.upper_quartile], [place] * 2, color=colour, linewidth=3, alpha=0.5)
-            edge = _WRONG if result.status == "wrong" else "white"
+            edge = _WRONG if outcome.status == "wrong" else "white"
             axes.plot(timing.median, place, marker, color=colour, markersize=7, markeredgecolor=edge, zorder=3)
-        troubles = [result for result in group if result.status in ("wrong", "failed", "out of memory")]
+        troubles = [outcome for outcome in row.outcomes if outcome.status in ("wrong", "failed", "out of memory")]
         if troubles:
-            text = ", ".join(f"{result.algorithm}: {STATUS_TITLES[result.status]}" for result in troubles)
+            text = ", ".join(f"{outcome.algorithm}: {STATUS_TITLES[outcome.status]}" for outcome in troubles)
             axes.annotate(
                 text,
-                (1, row),
+                (1, height),
                 (5, 0),
                 xycoords=axes.get_yaxis_transform(),
                 textcoords="offset points",
@@ -115,41 +168,47 @@ def _draw_times(axes: Axes, results: Sequence[Result]) -> None:
                 zorder=4,
             )
     axes.set_xscale("log")
-    axes.set_yticks(range(len(layers)), [layer.name for layer, _ in layers])
-    axes.set_ylim(len(layers) - 0.4, -0.6)
-    low, high = axes.get_xlim()
-    _plain_numbers(axes.xaxis, between=high / low < 1e4)
+    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    _plain_numbers(axes.xaxis)
     axes.set_xlabel("time of one call, ms (left is faster)")
-    axes.set_title(group_title(results), loc="left", fontsize=12)
+    axes.set_title(title, loc="left", fontsize=12)
     _grid(axes)
     axes.grid(axis="y", visible=False)
-    for row in range(1, len(layers)):
-        axes.axhline(row - 0.5, color="#cccccc", linewidth=0.8, zorder=0)
-    handles = [*_legend_of(results), Line2D([], [], linestyle="", marker="|", color=_FLOOR, markersize=13)]
-    handles[-1].set(label="floor: the device's copy and GEMM rates", markeredgewidth=2.5)
-    axes.legend(
+    for height in range(1, len(rows)):
+        axes.axhline(height - 0.5, color="#cccccc", linewidth=0.8, zorder=0)
+    handles = [
+        Line2D([], [], linestyle="", marker=_style(name)[1], color=_style(name)[0], label=name, markersize=8)
+        for name in names
+    ]
+    if any(row.floor is not None for row in rows):
+        label = "floor of the device's rates"
+        handles.append(
+            Line2D([], [], linestyle="", marker="|", color=_FLOOR, label=label, markersize=13, markeredgewidth=2.5)
+        )
+    legend = axes.legend(
         handles=handles,
         ncols=len(handles),
         frameon=False,
+        columnspacing=1.2,
+        handletextpad=0.3,
         loc="lower left",
         bbox_to_anchor=(0, 1),
         borderaxespad=2,  # above the title
     )
+    legend.set_in_layout(False)  # it is wider than its axes may be, and there is room beside it
 
 
-def _legend_of(results: Sequence[Result]) -> list[Line2D]:
-    handles = []
-    for name in dict.fromkeys(result.algorithm for result in results if result.timing is not None):
-        colour, marker = _style(name)
-        handles.append(Line2D([], [], linestyle="", marker=marker, color=colour, label=name, markersize=8))
-    return handles
+def _timed_algorithms(outcomes: Iterable[Result | NetworkResult]) -> list[str]:
+    """Each once, in the order in which they were measured."""
+    return list(dict.fromkeys(outcome.algorithm for outcome in outcomes if outcome.timing is not None))
 
 
 def _draw_roofline(axes: Axes, results: Sequence[Result], ceilings: Ceilings) -> None:
     """Operations per second over operations per byte; a layer is a vertical line, named at its foot."""
     peak, copy_rate = ceilings.gemm_rates[results[0].dtype], ceilings.copy_rate
     layers = _by_layer(results)
-    intensity = {layer: _intensity(group[0]) for layer, group in layers}
+    intensity = {layer: _intensity(group[0]) for layer, group in layers.items()}
     left = min(*intensity.values(), peak / copy_rate) / 2
     right = max(*intensity.values(), peak / copy_rate) * 2
     rates = [result.tflops for result in results if result.tflops is not None]
@@ -160,7 +219,7 @@ def _draw_roofline(axes: Axes, results: Sequence[Result], ceilings: Ceilings) ->
     label = f"GEMM {peak / 1e12:.3g} TFLOP/s"
     axes.annotate(label, (right, peak / 1e12), (-6, 5), textcoords="offset points", fontsize=10, ha="right")
     axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, top))
-    for layer, group in layers:
+    for layer, group in layers.items():
         x = intensity[layer]
         axes.plot([x, x], [bottom, min(peak, x * copy_rate) / 1e12], color="#cccccc", linewidth=0.8, zorder=1)
         for result in group:
@@ -172,8 +231,8 @@ def _draw_roofline(axes: Axes, results: Sequence[Result], ceilings: Ceilings) ->
     axes.set_xlabel("operations per byte, if every tensor is moved once", labelpad=6)
     axes.set_ylabel("TFLOP/s (up is faster)")
     axes.set_title(f"roofline: copy {copy_rate / 1e9:.4g} GB/s", loc="left", fontsize=12)
-    _plain_numbers(axes.xaxis, between=right / left < 1e2)
-    _plain_numbers(axes.yaxis, between=top / bottom < 1e3)
+    _plain_numbers(axes.xaxis)
+    _plain_numbers(axes.yaxis)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     _grid(axes)

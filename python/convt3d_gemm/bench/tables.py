@@ -173,13 +173,18 @@ def _layer_cells(result: Result, notes: Mapping[str, int]) -> list[Cell]:
     ]
 
 
-def network_tables(results: Iterable[NetworkResult]) -> list[Table]:
-    """One table per task, dtype and layout, with a section per network and a row before and after."""
+def grouped_networks(results: Iterable[NetworkResult]) -> dict[str, list[NetworkResult]]:
+    """The results of each task, dtype and layout, which is what they are called."""
     groups: dict[str, list[NetworkResult]] = {}
     for result in results:
         precision = precision_title(result.dtype, result.precision)
         groups.setdefault(f"whole network, {result.task}, {precision}, {result.layout.upper()}", []).append(result)
-    return [_network_table(title, group) for title, group in groups.items()]
+    return groups
+
+
+def network_tables(results: Iterable[NetworkResult]) -> list[Table]:
+    """One table per task, dtype and layout, with a section per network and a row before and after."""
+    return [_network_table(title, group) for title, group in grouped_networks(results).items()]
 
 
 def _network_table(title: str, results: Sequence[NetworkResult]) -> Table:
