@@ -100,7 +100,8 @@ def measure_network(
         network: the one to measure.
         task: what is timed. Errors are taken in evaluation mode, where dropout does not draw; times of a training
             step in training mode.
-        dtype: float64 and float32 for parameters and inputs; float16 and bfloat16 by autocast over float32.
+        dtype: float64 and float32 for parameters and inputs; float16 and bfloat16 by autocast over float32. TF32, where
+            the settings allow it, is for matrix products as well.
         algorithms: for `replace_conv_transpose3d`, one copy of the network each.
         settings: of the run.
 

@@ -42,7 +42,7 @@ NETWORK_LEGEND = (
     "before: the network as it is; the others: a copy after replace_conv_transpose3d with that algorithm. training "
     "step: forward, a loss and backward; the optimizer, which is the same in all, is left out. error: of the outputs, "
     "of a training step that of all parameters' gradients, relative, against the network in float64, without dropout. "
-    "float16 and bfloat16 are computed under autocast. Times include the host's."
+    "float16 and bfloat16 are computed under autocast; TF32 is for matrix products as well. Times include the host's."
 )
 
 
