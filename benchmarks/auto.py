@@ -26,7 +26,7 @@ import torch
 
 from convt3d_gemm import decision, tuning
 from convt3d_gemm.bench.device import release_memory, versions
-from convt3d_gemm.bench.layers import PRESETS
+from convt3d_gemm.bench.layers import PRESETS, PUBLISHED
 from convt3d_gemm.bench.measure import comparison_mode
 from convt3d_gemm.bench.targets import Targets, geometric_mean
 from convt3d_gemm.choice import forward_of
@@ -55,7 +55,7 @@ def sections(device: torch.device) -> list[Section]:
     """The published layers by setting, and those that no fit has seen."""
     found = []
     settings = fit_selection.SETTINGS[device.type]
-    layers = PRESETS["all" if device.type == "cuda" else "quick"]
+    layers = PUBLISHED if device.type == "cuda" else PRESETS["quick"]
     for setting in settings:
         problems = [forward_of(layer, setting.dtype, setting.layout, setting.tf32, device) for layer in layers]
         name = setting.precision if setting.layout == "ncdhw" else f"{setting.precision}_{setting.layout}"

@@ -59,11 +59,11 @@ def test_random_convolutions_with_the_kernels_of_older_gpus(operator: str, monke
         return target
 
     monkeypatch.setattr(_C.Target, "cuda", older)
-    library._planned.cache_clear()
+    library.planned.cache_clear()
     try:
         check_random(operator, "direct", torch.device("cuda", 0), {"simt", "depthwise", "tensor"})
     finally:
-        library._planned.cache_clear()
+        library.planned.cache_clear()
 
 
 def on_cpu(tensors: list[torch.Tensor]) -> list[torch.Tensor]:

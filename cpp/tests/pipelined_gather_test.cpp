@@ -37,8 +37,13 @@ std::array<int64_t, 3> offset_of(const PipelinedGather& gather, const PipelinedP
   const int position = (step.shift - 2 * group * gather.half_stride) / (gather.channel_pitch > 0 ? 4 : 16);
   const int line = position / gather.row_pitch, column = position % gather.row_pitch;
   const int residue = column / gather.residue_pitch;
-  return {phase.origin[0] + line / gather.rows, phase.origin[1] + line % gather.rows,
-          phase.origin[2] + (column - residue * gather.residue_pitch) * gather.source_stride[2] + residue};
+  const int along[3] = {line / gather.rows, line % gather.rows,
+                        (column - residue * gather.residue_pitch) * gather.source_stride[2] + residue};
+  std::array<int64_t, 3> offset;
+  for (int axis = 0; axis < 3; ++axis) {
+    offset[axis] = (phase.origin[axis] + along[axis]) * gather.source_step[axis] + gather.source_origin[axis];
+  }
+  return offset;
 }
 
 void check_tables(const NamedProblem& named, Operator op, const PipelinedGather& gather) {

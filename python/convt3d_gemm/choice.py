@@ -10,10 +10,10 @@ from typing import TypeVar
 
 import torch
 
-from convt3d_gemm.bench.command import DTYPES
 from convt3d_gemm.bench.inputs import MEMORY_FORMATS, Layout
 from convt3d_gemm.bench.layers import PRESETS, SPECIFICATION_HELP, Layer, parse_layer
 from convt3d_gemm.bench.measure import comparison_mode
+from convt3d_gemm.bench.options import DTYPES
 from convt3d_gemm.binding import has_backend, missing_backend
 from convt3d_gemm.compatibility import allows_tf32
 from convt3d_gemm.explanation import explain_problem

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <set>
 
 namespace convt3d::direct {
@@ -274,6 +275,23 @@ GatherAxis::GatherAxis(const Problem& problem, Operator op, int axis, int64_t fo
     }
     std::sort(residues[residue].begin(), residues[residue].end(),
               [](const Contact& a, const Contact& b) { return a.offset < b.offset; });
+  }
+}
+
+void GatherAxis::thin() {
+  int64_t step = source_stride, origin = std::numeric_limits<int64_t>::max();
+  for (const std::vector<Contact>& contacts : residues) {
+    for (const Contact& contact : contacts) origin = std::min(origin, contact.offset);
+  }
+  for (const std::vector<Contact>& contacts : residues) {
+    for (const Contact& contact : contacts) step = std::gcd(step, contact.offset - origin);
+  }
+  if (step == 1) return;
+  source_step = step;
+  source_origin = origin;
+  source_stride /= step;
+  for (std::vector<Contact>& contacts : residues) {
+    for (Contact& contact : contacts) contact.offset = (contact.offset - origin) / step;
   }
 }
 

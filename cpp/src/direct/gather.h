@@ -21,10 +21,13 @@ struct Contact {
 struct GatherAxis {
   int64_t destination = 1, source = 1;                // positions
   int64_t destination_stride = 1, source_stride = 1;  // S and M
+  int64_t source_step = 1, source_origin = 0;         // source positions are origin + step * (M * q + offset)
   std::vector<std::vector<Contact>> residues;         // S lists, by ascending offset
 
   // `fold` neighbouring positions q count as one, with as many times the residues: S and M are `fold` times as large.
   GatherAxis(const Problem& problem, Operator op, int axis, int64_t fold = 1);
+  // Leaves out the source positions that no contact reaches, as where stride and dilation have a factor in common.
+  void thin();
   int64_t positions() const { return (destination + destination_stride - 1) / destination_stride; }  // of q
 };
 

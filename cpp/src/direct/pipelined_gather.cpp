@@ -17,6 +17,12 @@ constexpr int kMostStages = 4;
 
 using Axes = std::array<GatherAxis, 3>;
 
+Axes axes_of(const Problem& problem, Operator op, int64_t fold) {
+  Axes axes{GatherAxis(problem, op, 0, fold), GatherAxis(problem, op, 1), GatherAxis(problem, op, 2)};
+  for (GatherAxis& axis : axes) axis.thin();
+  return axes;
+}
+
 int64_t element_bytes(const Problem& problem) { return problem.dtype == DataType::float32 ? 4 : 2; }
 
 // Residues [first, first + count) of an axis: the distinct offsets of their contacts, ascending.
@@ -348,11 +354,13 @@ bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& tar
     gather.row_blocks = configuration.row_blocks;
     const int fold = place_slots(residues, gather);
     if (fold == 0) continue;
-    const Axes axes{GatherAxis(problem, op, 0, fold), GatherAxis(problem, op, 1), GatherAxis(problem, op, 2)};
+    const Axes axes = axes_of(problem, op, fold);
     gather.phase_blocks = 1;
     for (int axis = 0; axis < 3; ++axis) {
       gather.source_stride[axis] = static_cast<int>(axes[axis].source_stride);
       gather.destination_stride[axis] = static_cast<int>(axes[axis].destination_stride);
+      gather.source_step[axis] = static_cast<int>(axes[axis].source_step);
+      gather.source_origin[axis] = static_cast<int>(axes[axis].source_origin);
       gather.phase_blocks *=
           static_cast<int>(ceil_divide<int64_t>(axes[axis].destination_stride, gather.slot_extent[axis]));
     }
@@ -378,7 +386,7 @@ bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& tar
   }
   if (least == std::numeric_limits<double>::max()) return false;
   const int fold = static_cast<int>(best.destination_stride[0] / residues[0]);
-  const Axes axes{GatherAxis(problem, op, 0, fold), GatherAxis(problem, op, 1), GatherAxis(problem, op, 2)};
+  const Axes axes = axes_of(problem, op, fold);
   if (!make_tables(problem, axes, best)) return false;
   result = best;
   result.packed_bytes =

@@ -83,6 +83,7 @@ struct PipelinedGather {
   int tile[3] = {1, 1, 1};  // positions q
   int64_t tiles[3] = {1, 1, 1};
   int source_stride[3] = {1, 1, 1}, destination_stride[3] = {1, 1, 1};
+  int source_step[3] = {1, 1, 1}, source_origin[3] = {0, 0, 0};
   int planes = 1, rows = 1, width = 1;  // of a sample in a stage's source
   int row_pitch = 1;                    // positions that a row has room for: they are ordered by their residue modulo
   int residue_pitch = 1;                // M, so far apart

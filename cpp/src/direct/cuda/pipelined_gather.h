@@ -252,9 +252,15 @@ class SourceLoader {
     const int line = gather_.by_width.quotient(position), column = position - line * gather_.width;
     const int planes = gather_.by_rows.quotient(line), row = line - planes * gather_.rows;
     const int member = gather_.by_planes.quotient(planes), plane = planes - member * gather_.planes;
-    const int width = item.first[2] * gather_.source_stride[2] + phase.origin[2] + column;
-    const int height = item.first[1] * gather_.source_stride[1] + phase.origin[1] + row;
-    const int depth = item.first[0] * gather_.source_stride[0] + phase.origin[0] + plane;
+    const int along[3] = {plane, row, column};
+    int at[3];
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) {
+      at[axis] = (item.first[axis] * gather_.source_stride[axis] + phase.origin[axis] + along[axis]) *
+                     gather_.source_step[axis] +
+                 gather_.source_origin[axis];
+    }
+    const int depth = at[0], height = at[1], width = at[2];
     const bool inside = member < arguments_.batch - item.sample && width >= 0 && width < from.size[2] && height >= 0 &&
                         height < from.size[1] && depth >= 0 && depth < from.size[0];
     return inside ? member * static_cast<int>(from.sample_stride) +
