@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kThreads)
     sum_partials_kernel(const Accumulator<T>* partials, int64_t count, int64_t elements, T* result) {
   const int64_t element = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (element >= elements) return;
-  Accumulator<T> sum = 0;
+  double sum = 0;
   for (int64_t part = 0; part < count; ++part) sum += partials[part * elements + element];
   result[element] = static_cast<T>(sum);
 }

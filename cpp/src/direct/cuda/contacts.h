@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "convt3d/convt3d.h"
 #include "geometry.h"
@@ -96,6 +97,17 @@ struct WeightSteps {
         output_channel(problem.layout == Layout::ncdhw ? problem.taps() : 1),
         tap(problem.layout == Layout::ncdhw ? 1 : problem.group_out_channels()) {}
 };
+
+// How many of `products` a running sum takes before it is folded into a second one. In float32 about the square root of
+// them all, as a sum's error grows with the root of its length and both are to be short; `bound` for the other types,
+// of which double has no need and half rounds its results far more coarsely.
+template <class T>
+int run_length(int64_t products, int bound) {
+  if (!std::is_same_v<T, float>) return bound;
+  int length = 16;
+  while (int64_t{length} * length < products) length *= 2;
+  return length;
+}
 
 // Forward or grad_input, where a group has at most four destination channels and the weights of one fit beside the
 // sums: bound by memory, so not padded to the tiles of gather_simt. False for the geometries that it is not compiled

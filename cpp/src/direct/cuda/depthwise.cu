@@ -517,13 +517,15 @@ struct CorrelationReduceArguments {
 
 // grad_weight on the same walk: a lane multiplies its segments with the narrow columns that meet them, the other lanes'
 // by exchange, into one sum for each tap. A unit of work is a sample, a chunk of planes and a block of tiles: at most
-// 16 * kGroup products for each lane and tap, added up by a tree; a block takes one part's share of a channel's units.
+// 16 * kGroup products for each lane and tap, added up by a tree; a block takes one part's share of a channel's units,
+// which it adds up in float64. In float32 the rows of a plane have a sum of their own, as shorter sums err less.
 template <class T, int S_D, int K_D, int S, int K>
 __global__ void __launch_bounds__(kThreads, resident_blocks<T>(K_D * K * K > 32 ? 1 : 2))
     correlate_reduce(const __grid_constant__ CorrelationReduceArguments<T> in) {
   using Sum = Accumulator<T>;
   using Shape = Walk<S_D, K_D, S, K>;
   constexpr int M_D = Shape::M_D, M = Shape::M, kGroup = Shape::kGroup, kTaps = K_D * K * K;
+  constexpr bool kSumsRows = std::is_same_v<T, float>;
   __shared__ Sum sums[kWarps][kTaps];
   const Correlation& shape = in.shape;
   const int64_t wide_plane = static_cast<int64_t>(shape.wide_h) * shape.wide_w;
@@ -532,7 +534,7 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(K_D * K * K > 32 
   for (int64_t block = blockIdx.x; block < in.blocks; block += gridDim.x) {
     const int64_t part = block / shape.channels;
     const int channel = static_cast<int>(block - part * shape.channels);
-    Sum total = 0;  // of tap `threadIdx.x`
+    double total = 0;  // of tap `threadIdx.x`
     for (int64_t unit = part * in.share; unit < smaller((part + 1) * in.share, in.units); ++unit) {
       int64_t rest = unit / shape.tile_blocks;
       const int tile = static_cast<int>(unit - rest * shape.tile_blocks) * kWarps + warp;
@@ -582,10 +584,11 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(K_D * K * K > 32 
               for (int j_h = 0; j_h < K; ++j_h) {
 #pragma unroll
                 for (int j_w = 0; j_w < K; ++j_w) {
+                  Sum& of_tap = sum[e_d + S_D * a][j_h][j_w];
+                  Sum rows = kSumsRows ? Sum(0) : of_tap;
 #pragma unroll
-                  for (int b = 0; b < kGroup; ++b) {
-                    sum[e_d + S_D * a][j_h][j_w] += narrow[a][b][j_w / S] * wide[S * b + j_h][j_w % S];
-                  }
+                  for (int b = 0; b < kGroup; ++b) rows += narrow[a][b][j_w / S] * wide[S * b + j_h][j_w % S];
+                  of_tap = kSumsRows ? of_tap + rows : rows;
                 }
               }
             }
@@ -605,7 +608,7 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(K_D * K * K > 32 
       }
       __syncthreads();
     }
-    if (threadIdx.x < kTaps) in.partials[part * in.elements + channel * kTaps + threadIdx.x] = total;
+    if (threadIdx.x < kTaps) in.partials[part * in.elements + channel * kTaps + threadIdx.x] = static_cast<Sum>(total);
   }
 }
 
@@ -827,9 +830,11 @@ struct ReduceArguments {
   int64_t channels, taps, tap_groups, parts;
   int64_t items, share;  // voxels of all samples, and those of a part
   int64_t blocks;
+  int run_length;
 };
 
-// Products that a thread sums before it folds them into a second sum, which bounds the error of long sums.
+// Products that a thread sums before it folds them into a second sum, which bounds the error of long sums; float32 has
+// its own.
 constexpr int kRunLength = 64;
 
 // Taps that a thread sums at once.
@@ -890,7 +895,7 @@ __global__ void __launch_bounds__(kThreads) reduce_any(const __grid_constant__ R
 #pragma unroll
         for (int i = 0; i < Width; ++i) run[t][i] += static_cast<Sum>(x.element[i]) * static_cast<Sum>(y.element[i]);
       }
-      if (++length == kRunLength) {
+      if (++length == in.run_length) {
         length = 0;
 #pragma unroll
         for (int t = 0; t < kTapGroup; ++t) {
@@ -980,6 +985,8 @@ void reduce_depthwise(const Problem& problem, int64_t parts, const T* grad_outpu
   arguments.items = problem.batch * problem.input_voxels();
   arguments.share = (arguments.items + parts - 1) / parts;
   arguments.blocks = parts * arguments.channel_blocks.count * arguments.tap_groups;
+  const int voxel_lanes = kThreads / (arguments.channel_blocks.size / arguments.channel_blocks.width);
+  arguments.run_length = run_length<T>(arguments.share / voxel_lanes, kRunLength);
   const auto kernel = arguments.channel_blocks.width > 1 ? reduce_any<T, Index, kVector> : reduce_any<T, Index, 1>;
   launch("depthwise reduction", kernel, grid_of(arguments.blocks), kThreads, 0, stream, arguments);
 }

@@ -20,7 +20,7 @@ constexpr int64_t kMostBlocks = int64_t{1} << 30;
 // Shared memory of a block on compute capability 7.5.
 constexpr size_t kMostSharedBytes = 64 * 1024;
 
-// Products summed before they are folded into a second sum, which bounds the error of long sums.
+// Products summed before they are folded into a second sum, which bounds the error of long sums; float32 has its own.
 constexpr int kRunLength = 128;
 
 constexpr size_t round_up(size_t bytes, size_t multiple) { return (bytes + multiple - 1) / multiple * multiple; }
@@ -108,6 +108,7 @@ struct GatherArguments {
   int contact_shift, source_shift, destination_shift;
   int channel_bits, contact_bits;  // of a slot's number: its channel, then contact
   bool vectors;                    // four channels lie in one aligned vector
+  int run_length;
   int64_t row_tiles, channel_tiles, groups, phases;
 };
 
@@ -385,7 +386,7 @@ __global__ void __launch_bounds__(Tile::kThreads, sizeof(Index) == 8 ? 1 : Tile:
           }
         }
         length += slots;
-        if (kFolds && length >= kRunLength) {
+        if (kFolds && length >= in.run_length) {
           length = 0;
 #pragma unroll
           for (int i = 0; i < kThreadPositions; ++i) {
@@ -474,11 +475,12 @@ void launch_gather(const Problem& problem, Operator op, const T* source, const T
   static_assert(Tile::kDepth == 1 << kBits, "slots are numbered by bits");
   int64_t contacts = 1;
   for (const AxisGather<Index>* axis : {&arguments.depth, &arguments.height, &arguments.width}) {
-    contacts = std::min<int64_t>(contacts * (forward ? axis->axis.most_taps() : axis->axis.kernel), 2);
+    contacts *= forward ? axis->axis.most_taps() : axis->axis.kernel;
   }
   arguments.channel_bits =
-      std::min(kBits - (Tile::kChannelsLast ? 0 : bits_for(contacts)), bits_for(arguments.source_channels));
+      std::min(kBits - (Tile::kChannelsLast || contacts == 1 ? 0 : 1), bits_for(arguments.source_channels));
   arguments.contact_bits = kBits - arguments.channel_bits;
+  arguments.run_length = run_length<T>(contacts * arguments.source_channels, kRunLength);
   // Threads go along what lies closest together in memory.
   const int contact_bits = arguments.contact_bits, source_bits = arguments.channel_bits,
             destination_bits = bits_for(Tile::kChannels);
@@ -589,6 +591,7 @@ struct ReduceArguments {
   int64_t elements;  // of the weight
   int input_channels, output_channels;
   bool vectors;  // four output channels lie in one aligned vector
+  int run_length;
 };
 
 // The reduction as a product of matrices: a row is an input channel, a column an output channel with a tap, and the sum
@@ -747,7 +750,7 @@ __global__ void __launch_bounds__(Tile::kThreads, sizeof(Index) == 8 ? 1 : Tile:
           y += Tile::kSlices * Tile::kColumnPitch;
         }
         length += kDepth / Tile::kSlices;
-        if (kFolds && length >= kRunLength) {
+        if (kFolds && length >= in.run_length) {
           length = 0;
 #pragma unroll
           for (int i = 0; i < kThreadRows; ++i) {
@@ -827,6 +830,7 @@ void launch_reduce(const Problem& problem, int64_t parts, const T* grad_output, 
   const int64_t items = problem.batch * problem.input_voxels();
   arguments.items = static_cast<Index>(items);
   arguments.share = static_cast<Index>((items + parts - 1) / parts);
+  arguments.run_length = run_length<T>(arguments.share / Tile::kSlices, kRunLength);
   arguments.elements = problem.weight_elements();
   const int64_t blocks = parts * arguments.groups * arguments.row_tiles * arguments.column_tiles;
   constexpr size_t kSharedBytes = Tile::kBufferBytes + 2 * Tile::kDepth * sizeof(VoxelEntry<Index>) +
