@@ -319,7 +319,7 @@ bool cut_tensor_gather(const Problem& problem, Operator op, const Target& target
   }
   gather.exact = problem.dtype == DataType::float32 && problem.precision == Precision::ieee;
   const int64_t residues = axes[0].destination_stride * axes[1].destination_stride * axes[2].destination_stride;
-  if (gather.exact && is_short_exact_sum(sources * problem.taps(), residues)) return false;
+  if (gather.exact && is_short_exact_sum(problem, op)) return false;
   const int64_t step_channels = 32 / element_bytes(problem);
   double least = std::numeric_limits<double>::max();
   TensorGather best;

@@ -339,8 +339,7 @@ bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& tar
   gather.channel_pitch = problem.dtype == DataType::float32 && problem.layout == Layout::ncdhw;
   Extent residues{};
   for (int axis = 0; axis < 3; ++axis) residues[axis] = forward ? problem.stride[axis] : 1;
-  if (gather.exact && is_short_exact_sum(sources * problem.taps(), residues[0] * residues[1] * residues[2]))
-    return false;
+  if (gather.exact && is_short_exact_sum(problem, op)) return false;
   const int64_t group_channels = 32 / element_bytes(problem);
   double least = std::numeric_limits<double>::max();
   PipelinedGather best;
