@@ -9,29 +9,6 @@
 namespace convt3d::direct {
 namespace {
 
-constexpr int64_t kBlockOverhead = 1024;  // of shared memory, that the driver keeps for each block
-constexpr int64_t kLimit = std::numeric_limits<int32_t>::max() / 2;
-
-int64_t element_bytes(const Problem& problem) { return problem.dtype == DataType::float32 ? 4 : 2; }
-
-// The distinct offsets of residues [first, first + count), ascending.
-std::vector<int64_t> offsets_of(const GatherAxis& axis, int64_t first, int64_t count) {
-  std::set<int64_t> offsets;
-  for (int64_t residue = first; residue < std::min(first + count, axis.destination_stride); ++residue) {
-    for (const Contact& contact : axis.residues[residue]) offsets.insert(contact.offset);
-  }
-  return {offsets.begin(), offsets.end()};
-}
-
-// The tap that residue has at an offset, or -1.
-int64_t tap_at(const GatherAxis& axis, int64_t residue, int64_t offset) {
-  if (residue >= axis.destination_stride) return -1;
-  for (const Contact& contact : axis.residues[residue]) {
-    if (contact.offset == offset) return contact.tap;
-  }
-  return -1;
-}
-
 // Residues share a block of threads from the width outwards, since those along the width make whole rows.
 void place_slots(const std::array<GatherAxis, 3>& axes, TensorGather& gather) {
   int left = gather.slots;
@@ -58,7 +35,7 @@ struct Walk {
       const int64_t extent = gather.slot_extent[axis], residues = axes[axis].destination_stride;
       int64_t all_offsets = 0, all_contacts = 0, most_taps = 0;
       for (int64_t first = 0; first < residues; first += extent) {
-        const std::vector<int64_t> offsets = offsets_of(axes[axis], first, extent);
+        const std::vector<int64_t> offsets = axes[axis].offsets(first, extent);
         all_offsets += static_cast<int64_t>(offsets.size());
         if (!offsets.empty()) reach[axis] = std::max(reach[axis], offsets.back() - offsets.front());
         int64_t block_taps = 0;
@@ -94,7 +71,7 @@ bool make_tables(const Problem& problem, const std::array<GatherAxis, 3>& axes, 
     for (int axis = 0; axis < 3; ++axis) {
       const int64_t first = along[axis] * gather.slot_extent[axis];
       phase.residue[axis] = static_cast<int16_t>(first);
-      offsets[axis] = offsets_of(axes[axis], first, gather.slot_extent[axis]);
+      offsets[axis] = axes[axis].offsets(first, gather.slot_extent[axis]);
     }
     phase.first_stage = static_cast<uint16_t>(stage_count);
     phase.stages = 0;
@@ -116,9 +93,9 @@ bool make_tables(const Problem& problem, const std::array<GatherAxis, 3>& axes, 
               16 * (row * gather.row_pitch + column % stride * gather.residue_pitch + column / stride));
           for (int slot = 0; slot < gather.slots; ++slot) {
             const int extent_w = gather.slot_extent[2], extent_h = gather.slot_extent[1];
-            const int64_t taps[3] = {tap_at(axes[0], phase.residue[0] + slot / extent_w / extent_h, depth),
-                                     tap_at(axes[1], phase.residue[1] + slot / extent_w % extent_h, height),
-                                     tap_at(axes[2], phase.residue[2] + slot % extent_w, width)};
+            const int64_t taps[3] = {axes[0].tap_at(phase.residue[0] + slot / extent_w / extent_h, depth),
+                                     axes[1].tap_at(phase.residue[1] + slot / extent_w % extent_h, height),
+                                     axes[2].tap_at(phase.residue[2] + slot % extent_w, width)};
             if (taps[0] < 0 || taps[1] < 0 || taps[2] < 0) continue;
             if (tap_count == kMaximumSteps) return false;
             step.slots |= 1u << slot;
@@ -173,7 +150,7 @@ double estimate(const Problem& problem, const Target& target, const Walk& walk, 
   const double multiply = row_groups * k_steps * taps * product;
   const double shared = row_groups * k_steps * (steps * 16 + taps * columns / 4);
   // Channels lie apart in NCDHW, so that short rows waste parts of the 32-byte sectors at their ends.
-  const double sector = problem.layout == Layout::ncdhw ? 32.0 / static_cast<double>(element_bytes(problem)) : 0;
+  const double sector = problem.layout == Layout::ncdhw ? 32.0 / static_cast<double>(gather_element_bytes(problem)) : 0;
   const double row = static_cast<double>(gather.tile[2]) * gather.slot_extent[2];
   const double read_waste = 1 + sector / gather.row_pitch;
   const double write_waste =
@@ -182,7 +159,8 @@ double estimate(const Problem& problem, const Target& target, const Walk& walk, 
       read_waste * stages * gather.channel_blocks * parts * static_cast<double>(gather.source_stage_bytes) +
       taps * k_steps * 32 * columns;
   const double destinations = static_cast<double>(gather.positions()) * gather.slots * columns;
-  const double memory = loads / 24 + write_waste * destinations * static_cast<double>(element_bytes(problem)) / 18;
+  const double memory =
+      loads / 24 + write_waste * destinations * static_cast<double>(gather_element_bytes(problem)) / 18;
   // Of a warp: the beginning, each stage, its units and copies, each step, each 8 channels by a row of slots on the way
   // out.
   const double threads = 128.0 * gather.warpgroups, stage_count = stages * gather.channel_blocks * parts;
@@ -204,26 +182,13 @@ double estimate(const Problem& problem, const Target& target, const Walk& walk, 
   return std::ceil(blocks / machine) * resident * block;
 }
 
-// Even pieces of an extent, and powers of two.
-std::vector<int64_t> pieces_of(int64_t extent, int64_t most) {
-  std::set<int64_t> pieces;
-  for (int64_t count = 1; count <= 8; ++count) pieces.insert(ceil_divide<int64_t>(extent, count));
-  for (int64_t power = 1; power < extent; power *= 2) pieces.insert(power);
-  std::vector<int64_t> fitting;
-  for (const int64_t piece : pieces) {
-    if (piece <= most) fitting.push_back(piece);
-  }
-  if (extent > most) fitting.push_back(most);
-  return fitting;
-}
-
 // Tries every tile with the kernel that `gather` names, and keeps the cheapest in `best`.
 void try_tiles(const Problem& problem, const std::array<GatherAxis, 3>& axes, const Target& target, const Walk& walk,
                TensorGather gather, double& least, TensorGather& best) {
   const int64_t positions = gather.positions();
   const int64_t threads = 128 * gather.warpgroups;
-  for (const int64_t width : pieces_of(axes[2].positions(), positions)) {
-    for (const int64_t height : pieces_of(axes[1].positions(), positions / width)) {
+  for (const int64_t width : tile_extents(axes[2].positions(), positions)) {
+    for (const int64_t height : tile_extents(axes[1].positions(), positions / width)) {
       int64_t depth = std::min(axes[0].positions(), positions / (width * height));
       depth = ceil_divide<int64_t>(axes[0].positions(), ceil_divide<int64_t>(axes[0].positions(), depth));
       // Where a sample is smaller than a tile, several share it.
@@ -234,11 +199,11 @@ void try_tiles(const Problem& problem, const std::array<GatherAxis, 3>& axes, co
       }
       const int64_t sample =
           std::max(problem.in_channels * problem.input_voxels(), problem.out_channels * problem.output_voxels());
-      if (gather.samples * sample > kLimit) continue;
+      if (gather.samples * sample > kGatherLimit) continue;
       set_tile(axes, walk, {depth, height, width}, gather);
       gather.blocks = ceil_divide<int64_t>(problem.batch, gather.samples) * problem.groups * gather.phase_blocks *
                       gather.column_blocks * gather.tiles[0] * gather.tiles[1] * gather.tiles[2];
-      if (gather.blocks > kLimit || gather.units > most_units(element_bytes(problem))) continue;
+      if (gather.blocks > kGatherLimit || gather.units > most_units(gather_element_bytes(problem))) continue;
       const int64_t stages = 2 * (gather.source_stage_bytes + gather.weight_stage_bytes);
       // The sums of one row of slots pass through it on their way out.
       const int64_t output = 4 * gather.columns * (positions * gather.slot_extent[2] + 4);
@@ -278,6 +243,22 @@ GatherAxis::GatherAxis(const Problem& problem, Operator op, int axis, int64_t fo
   }
 }
 
+std::vector<int64_t> GatherAxis::offsets(int64_t first, int64_t count) const {
+  std::set<int64_t> distinct;
+  for (int64_t residue = first; residue < std::min(first + count, destination_stride); ++residue) {
+    for (const Contact& contact : residues[residue]) distinct.insert(contact.offset);
+  }
+  return {distinct.begin(), distinct.end()};
+}
+
+int64_t GatherAxis::tap_at(int64_t residue, int64_t offset) const {
+  if (residue >= destination_stride) return -1;
+  for (const Contact& contact : residues[residue]) {
+    if (contact.offset == offset) return contact.tap;
+  }
+  return -1;
+}
+
 void GatherAxis::thin() {
   int64_t step = source_stride, origin = std::numeric_limits<int64_t>::max();
   for (const std::vector<Contact>& contacts : residues) {
@@ -295,16 +276,31 @@ void GatherAxis::thin() {
   }
 }
 
-bool cut_tensor_gather(const Problem& problem, Operator op, const Target& target, TensorGather& gather) {
-  if (target.compute_capability < 80 || problem.dtype == DataType::float64) return false;
+bool suits_tensor_gather(const Problem& problem) {
+  if (problem.dtype == DataType::float64) return false;
   for (int axis = 0; axis < 3; ++axis) {
     if (std::max(problem.input[axis], problem.output()[axis]) > (1 << 26) || problem.stride[axis] > 64 ||
-        problem.kernel[axis] > 64 || problem.padding[axis] > kLimit || problem.dilation[axis] > kLimit / 64)
+        problem.kernel[axis] > 64 || problem.padding[axis] > kGatherLimit || problem.dilation[axis] > kGatherLimit / 64)
       return false;
   }
-  // Offsets inside a sample are counted in 32 bits.
-  if (problem.in_channels * problem.input_voxels() > kLimit || problem.out_channels * problem.output_voxels() > kLimit)
-    return false;
+  return problem.in_channels * problem.input_voxels() <= kGatherLimit &&
+         problem.out_channels * problem.output_voxels() <= kGatherLimit;
+}
+
+std::vector<int64_t> tile_extents(int64_t extent, int64_t most) {
+  std::set<int64_t> pieces;
+  for (int64_t count = 1; count <= 8; ++count) pieces.insert(ceil_divide<int64_t>(extent, count));
+  for (int64_t power = 1; power < extent; power *= 2) pieces.insert(power);
+  std::vector<int64_t> fitting;
+  for (const int64_t piece : pieces) {
+    if (piece <= most) fitting.push_back(piece);
+  }
+  if (extent > most) fitting.push_back(most);
+  return fitting;
+}
+
+bool cut_tensor_gather(const Problem& problem, Operator op, const Target& target, TensorGather& gather) {
+  if (target.compute_capability < 80 || !suits_tensor_gather(problem)) return false;
   const std::array<GatherAxis, 3> axes{GatherAxis(problem, op, 0), GatherAxis(problem, op, 1),
                                        GatherAxis(problem, op, 2)};
   const bool forward = op == Operator::forward;
@@ -320,7 +316,7 @@ bool cut_tensor_gather(const Problem& problem, Operator op, const Target& target
   gather.exact = problem.dtype == DataType::float32 && problem.precision == Precision::ieee;
   const int64_t residues = axes[0].destination_stride * axes[1].destination_stride * axes[2].destination_stride;
   if (gather.exact && is_short_exact_sum(problem, op)) return false;
-  const int64_t step_channels = 32 / element_bytes(problem);
+  const int64_t step_channels = 32 / gather_element_bytes(problem);
   double least = std::numeric_limits<double>::max();
   TensorGather best;
   for (const GatherConfiguration& configuration : kTensorGathers) {

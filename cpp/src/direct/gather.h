@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "convt3d/convt3d.h"
@@ -28,6 +29,10 @@ struct GatherAxis {
   GatherAxis(const Problem& problem, Operator op, int axis, int64_t fold = 1);
   // Leaves out the source positions that no contact reaches, as where stride and dilation have a factor in common.
   void thin();
+  // Of residues [first, first + count): the distinct offsets of their contacts, ascending.
+  std::vector<int64_t> offsets(int64_t first, int64_t count) const;
+  // The tap that a residue has at an offset, or -1.
+  int64_t tap_at(int64_t residue, int64_t offset) const;
   int64_t positions() const { return (destination + destination_stride - 1) / destination_stride; }  // of q
 };
 
@@ -39,6 +44,15 @@ inline bool is_short_exact_sum(const Problem& problem, Operator op) {
   const int64_t residues = forward ? problem.stride[0] * problem.stride[1] * problem.stride[2] : 1;
   return terms < (forward && residues == 1 ? 448 : 192 * residues);
 }
+
+// What both tensor-core gathers ask of a problem, and how they cut it.
+constexpr int64_t kGatherLimit = std::numeric_limits<int32_t>::max() / 2;
+constexpr int64_t kBlockOverhead = 1024;  // of shared memory, that the driver keeps for each block
+inline int64_t gather_element_bytes(const Problem& problem) { return problem.dtype == DataType::float32 ? 4 : 2; }
+// Whether they take the type, and offsets inside a sample can be counted in 32 bits.
+bool suits_tensor_gather(const Problem& problem);
+// Extents of a tile that are worth trying: even pieces, and powers of two.
+std::vector<int64_t> tile_extents(int64_t extent, int64_t most);
 
 // The gather on tensor cores is an implicit matrix product. A block of threads makes a tile of positions q, for one
 // block of residues ("slots") and one block of destination channels ("columns"), in sums that stay in registers. It

@@ -5,14 +5,11 @@
 #include <cmath>
 #include <iterator>
 #include <limits>
-#include <set>
 #include <vector>
 
 namespace convt3d::direct {
 namespace {
 
-constexpr int64_t kBlockOverhead = 1024;  // of shared memory, that the driver keeps for each block
-constexpr int64_t kLimit = std::numeric_limits<int32_t>::max() / 2;
 constexpr int kMostStages = 4;
 
 using Axes = std::array<GatherAxis, 3>;
@@ -21,26 +18,6 @@ Axes axes_of(const Problem& problem, Operator op, int64_t fold) {
   Axes axes{GatherAxis(problem, op, 0, fold), GatherAxis(problem, op, 1), GatherAxis(problem, op, 2)};
   for (GatherAxis& axis : axes) axis.thin();
   return axes;
-}
-
-int64_t element_bytes(const Problem& problem) { return problem.dtype == DataType::float32 ? 4 : 2; }
-
-// Residues [first, first + count) of an axis: the distinct offsets of their contacts, ascending.
-std::vector<int64_t> offsets_of(const GatherAxis& axis, int64_t first, int64_t count) {
-  std::set<int64_t> offsets;
-  for (int64_t residue = first; residue < std::min(first + count, axis.destination_stride); ++residue) {
-    for (const Contact& contact : axis.residues[residue]) offsets.insert(contact.offset);
-  }
-  return {offsets.begin(), offsets.end()};
-}
-
-// The tap that a residue has at an offset, or -1.
-int64_t tap_at(const GatherAxis& axis, int64_t residue, int64_t offset) {
-  if (residue >= axis.destination_stride) return -1;
-  for (const Contact& contact : axis.residues[residue]) {
-    if (contact.offset == offset) return contact.tap;
-  }
-  return -1;
 }
 
 // Places `slots` residues: at most two along the width, which make whole rows, and the height, the others along the
@@ -75,7 +52,7 @@ struct Walk {
       const int64_t extent = gather.slot_extent[axis], residues = axes[axis].destination_stride;
       int64_t all_offsets = 0, all_contacts = 0;
       for (int64_t first = 0; first < residues; first += extent) {
-        const std::vector<int64_t> offsets = offsets_of(axes[axis], first, extent);
+        const std::vector<int64_t> offsets = axes[axis].offsets(first, extent);
         all_offsets += static_cast<int64_t>(offsets.size());
         if (!offsets.empty()) reach[axis] = std::max(reach[axis], offsets.back() - offsets.front());
         for (int64_t residue = first; residue < std::min(first + extent, residues); ++residue)
@@ -110,9 +87,9 @@ struct Step {
       : offset{offset[0], offset[1], offset[2]} {
     const int width = gather.slot_extent[2], height = gather.slot_extent[1];
     for (int slot = 0; slot < gather.slots; ++slot) {
-      const int64_t found[3] = {tap_at(axes[0], phase.residue[0] + slot / width / height, offset[0]),
-                                tap_at(axes[1], phase.residue[1] + slot / width % height, offset[1]),
-                                tap_at(axes[2], phase.residue[2] + slot % width, offset[2])};
+      const int64_t found[3] = {axes[0].tap_at(phase.residue[0] + slot / width / height, offset[0]),
+                                axes[1].tap_at(phase.residue[1] + slot / width % height, offset[1]),
+                                axes[2].tap_at(phase.residue[2] + slot % width, offset[2])};
       if (found[0] < 0 || found[1] < 0 || found[2] < 0) continue;
       slots = static_cast<uint16_t>(slots | 1u << slot);
       taps.push_back((found[0] * problem.kernel[1] + found[1]) * problem.kernel[2] + found[2]);
@@ -143,7 +120,7 @@ bool make_tables(const Problem& problem, const Axes& axes, PipelinedGather& gath
     for (int axis = 0; axis < 3; ++axis) {
       const int64_t first = along[axis] * gather.slot_extent[axis];
       phase.residue[axis] = static_cast<int16_t>(first);
-      offsets[axis] = offsets_of(axes[axis], first, gather.slot_extent[axis]);
+      offsets[axis] = axes[axis].offsets(first, gather.slot_extent[axis]);
     }
     phase.first_piece = static_cast<uint16_t>(pieces);
     if (offsets[0].empty() || offsets[1].empty() || offsets[2].empty()) continue;  // no tap: the bias alone
@@ -235,7 +212,7 @@ double product_cycles(int columns) { return columns == 24 ? 14 : std::max(13.0, 
 // What one choice of kernel and tile costs, in cycles of the whole machine. The constants are fitted to 2147 measured
 // choices of kernel and tile for the layers of KernelBench and of common decoders, on an H200: 11 % off on average.
 double estimate(const Problem& problem, const Target& target, const Walk& walk, const PipelinedGather& gather) {
-  const double bytes = static_cast<double>(element_bytes(problem)), parts = gather.exact ? 3 : 1;
+  const double bytes = static_cast<double>(gather_element_bytes(problem)), parts = gather.exact ? 3 : 1;
   const bool by_channels = problem.layout == Layout::ncdhw, is_half = bytes == 2;
   const double row_groups = gather.positions() / 64.0, warpgroups = gather.warpgroups;
   const double stages = gather.channel_blocks, chunks = stages * gather.channel_groups;
@@ -270,27 +247,14 @@ double estimate(const Problem& problem, const Target& target, const Walk& walk, 
   return std::ceil(static_cast<double>(gather.items) / (resident * static_cast<double>(target.parallelism))) * item;
 }
 
-// Even pieces of an extent, and powers of two.
-std::vector<int64_t> pieces_of(int64_t extent, int64_t most) {
-  std::set<int64_t> pieces;
-  for (int64_t count = 1; count <= 8; ++count) pieces.insert(ceil_divide<int64_t>(extent, count));
-  for (int64_t power = 1; power < extent; power *= 2) pieces.insert(power);
-  std::vector<int64_t> fitting;
-  for (const int64_t piece : pieces) {
-    if (piece <= most) fitting.push_back(piece);
-  }
-  if (extent > most) fitting.push_back(most);
-  return fitting;
-}
-
 // Tries every tile with the kernel that `gather` names, and keeps the cheapest in `best`.
 void try_tiles(const Problem& problem, const Axes& axes, const Target& target, const Walk& walk, PipelinedGather gather,
                double& least, PipelinedGather& best) {
   const int64_t positions = gather.positions();
   const int64_t sample =
       std::max(problem.in_channels * problem.input_voxels(), problem.out_channels * problem.output_voxels());
-  for (const int64_t width : pieces_of(axes[2].positions(), positions)) {
-    for (const int64_t height : pieces_of(axes[1].positions(), positions / width)) {
+  for (const int64_t width : tile_extents(axes[2].positions(), positions)) {
+    for (const int64_t height : tile_extents(axes[1].positions(), positions / width)) {
       int64_t depth = std::min(axes[0].positions(), positions / (width * height));
       depth = ceil_divide<int64_t>(axes[0].positions(), ceil_divide<int64_t>(axes[0].positions(), depth));
       // Where a sample is smaller than a tile, several share it.
@@ -299,11 +263,11 @@ void try_tiles(const Problem& problem, const Axes& axes, const Target& target, c
         gather.samples = static_cast<int>(
             std::clamp<int64_t>(positions / (width * height * depth), 1, std::max<int64_t>(problem.batch, 1)));
       }
-      if (gather.samples * sample > kLimit) continue;
+      if (gather.samples * sample > kGatherLimit) continue;
       set_tile(axes, walk, {depth, height, width}, gather);
       gather.items = ceil_divide<int64_t>(problem.batch, gather.samples) * problem.groups * gather.phase_blocks *
                      gather.column_blocks * gather.tiles[0] * gather.tiles[1] * gather.tiles[2];
-      if (gather.items > kLimit || !divide_memory(target, walk, gather)) continue;
+      if (gather.items > kGatherLimit || !divide_memory(target, walk, gather)) continue;
       const double cost = estimate(problem, target, walk, gather);
       if (cost < least) {
         least = cost;
@@ -321,15 +285,7 @@ std::string PipelinedGather::name() const {
 }
 
 bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& target, PipelinedGather& result) {
-  if (target.compute_capability != 90 || problem.dtype == DataType::float64) return false;
-  for (int axis = 0; axis < 3; ++axis) {
-    if (std::max(problem.input[axis], problem.output()[axis]) > (1 << 26) || problem.stride[axis] > 64 ||
-        problem.kernel[axis] > 64 || problem.padding[axis] > kLimit || problem.dilation[axis] > kLimit / 64)
-      return false;
-  }
-  // Offsets inside a sample are counted in 32 bits.
-  if (problem.in_channels * problem.input_voxels() > kLimit || problem.out_channels * problem.output_voxels() > kLimit)
-    return false;
+  if (target.compute_capability != 90 || !suits_tensor_gather(problem)) return false;
   const bool forward = op == Operator::forward;
   const int64_t sources = forward ? problem.group_in_channels() : problem.group_out_channels();
   const int64_t destinations = forward ? problem.group_out_channels() : problem.group_in_channels();
@@ -340,14 +296,14 @@ bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& tar
   Extent residues{};
   for (int axis = 0; axis < 3; ++axis) residues[axis] = forward ? problem.stride[axis] : 1;
   if (gather.exact && is_short_exact_sum(problem, op)) return false;
-  const int64_t group_channels = 32 / element_bytes(problem);
+  const int64_t group_channels = 32 / gather_element_bytes(problem);
   double least = std::numeric_limits<double>::max();
   PipelinedGather best;
   for (const GatherConfiguration& configuration : kPipelinedGathers) {
     if (configuration.exact != gather.exact) continue;
     // No more columns than channels, but for the smallest.
     if (configuration.columns > 8 && configuration.columns >= destinations + 16) continue;
-    if (element_bytes(problem) == 2 && !takes_half_types(configuration)) continue;
+    if (gather_element_bytes(problem) == 2 && !takes_half_types(configuration)) continue;
     gather.slots = configuration.slots;
     gather.columns = configuration.columns;
     gather.row_blocks = configuration.row_blocks;
@@ -398,7 +354,6 @@ bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& tar
     result.by_tiles[axis] = Divisor<int32_t>(result.tiles[axis]);
     result.by_tile[axis] = Divisor<int32_t>(result.tile[axis]);
   }
-  result.by_source_positions = Divisor<int32_t>(result.source_positions);
   result.by_width = Divisor<int32_t>(result.width);
   result.by_rows = Divisor<int32_t>(result.rows);
   result.by_planes = Divisor<int32_t>(result.planes);

@@ -99,8 +99,8 @@ struct PipelinedGather {
   int64_t packed_bytes = 0;
   int64_t items = 0;  // tiles by residues, columns and groups
   int blocks = 0;     // of threads
-  Divisor<int32_t> by_columns, by_phases, by_groups, by_tiles[3], by_tile[3], by_source_positions, by_width, by_rows,
-      by_planes, by_source_stride;
+  Divisor<int32_t> by_columns, by_phases, by_groups, by_tiles[3], by_tile[3], by_width, by_rows, by_planes,
+      by_source_stride;
   PipelinedTables tables;
   uint16_t unit_order[kMaximumUnits]{};  // tap * channel_groups + channel group
 
