@@ -24,17 +24,16 @@ bool meets(const Problem& problem, int axis, int64_t input, int64_t tap, int64_t
   return output == input * problem.stride[axis] - problem.padding[axis] + tap * problem.dilation[axis];
 }
 
-uint32_t slots_of(const PipelinedGather& gather, uint32_t set) {
+uint32_t slots_of(const PipelinedGather& gather, int set) {
   return gather.slots == 1   ? kSetsOf1[set]
          : gather.slots == 2 ? kSetsOf2[set]
          : gather.slots == 4 ? kSetsOf4[set]
                              : kSetsOf8[set];
 }
 
-// A step's offset along each axis, from its shift.
-std::array<int64_t, 3> offset_of(const PipelinedGather& gather, const PipelinedPhase& phase, const PipelinedStep& step,
-                                 int group) {
-  const int position = (step.shift - 2 * group * gather.half_stride) / (gather.channel_pitch > 0 ? 4 : 16);
+// An offset along each axis, from a step's shift.
+std::array<int64_t, 3> offset_of(const PipelinedGather& gather, const PipelinedPhase& phase, int shift, int group) {
+  const int position = (shift - 2 * group * gather.half_stride) / 16;
   const int line = position / gather.row_pitch, column = position % gather.row_pitch;
   const int residue = column / gather.residue_pitch;
   const int along[3] = {line / gather.rows, line % gather.rows,
@@ -61,12 +60,15 @@ void check_tables(const NamedProblem& named, Operator op, const PipelinedGather&
       for (int i = piece.first_step; i < piece.first_step + piece.steps; ++i) {
         const PipelinedStep& step = gather.tables.steps[i];
         CHECK(step.weights == weights) << named;
-        for (int slot = 0; slot < gather.slots; ++slot) {
-          if (!(slots_of(gather, step.set) >> slot & 1)) continue;
+        const int set = static_cast<int>(step.code) / gather.step_units();
+        const int members = static_cast<int>(step.code) % gather.step_units() + 1;
+        for (int product = 0; product < members * gather.slots; ++product) {
+          const int member = product / gather.slots, slot = product % gather.slots;
+          if (!(slots_of(gather, set) >> slot & 1)) continue;
           const int unit = gather.unit_order[units++], tap = unit / gather.channel_groups;
           const int group = unit % gather.channel_groups;
           weights += static_cast<uint32_t>(gather.unit_bytes / 16);
-          const std::array<int64_t, 3> offset = offset_of(gather, phase, step, group);
+          const std::array<int64_t, 3> offset = offset_of(gather, phase, step.shift[member], group);
           const int64_t taps[3] = {tap / problem.kernel[2] / problem.kernel[1],
                                    tap / problem.kernel[2] % problem.kernel[1], tap % problem.kernel[2]};
           const int w = gather.slot_extent[2], h = gather.slot_extent[1];

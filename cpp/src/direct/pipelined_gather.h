@@ -26,11 +26,6 @@ inline constexpr GatherConfiguration kPipelinedGathers[] = {
     {4, 32, 1, true},  {8, 8, 2, true},   {8, 16, 1, true},
 };
 
-// ptxas (CUDA 13.0) finds no registers for the others with half types, and would run their products one by one.
-constexpr bool takes_half_types(const GatherConfiguration& configuration) {
-  return !configuration.exact && !(configuration.slots == 8 && configuration.columns == 32);
-}
-
 // The sets of slots, as bits, that a step may have taps for. Two slots or one along each axis, or a window of them.
 inline constexpr uint8_t kSetsOf1[] = {1};
 inline constexpr uint8_t kSetsOf2[] = {1, 2, 3};
@@ -38,13 +33,25 @@ inline constexpr uint8_t kSetsOf4[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13
 inline constexpr uint8_t kSetsOf8[] = {1,  2,   4,  8,   16, 32,  64, 128, 3,   12, 48, 192, 5,  10,  80,  160, 17, 34,
                                        68, 136, 15, 240, 51, 204, 85, 170, 255, 7,  14, 28,  56, 112, 224, 6,   24, 96};
 
+// Units that one step has at most: its products hide what a warp does between two steps, but its fragments, two steps'
+// at a time, have to fit into registers beside the sums, and code for every number of units and set of slots into
+// caches.
+constexpr int kMaximumUnitsOfStep = 4;
+constexpr int units_together(const GatherConfiguration& configuration) {
+  if (configuration.exact) return 1;
+  const int sums = configuration.slots * configuration.columns * configuration.row_blocks / 2;
+  return configuration.slots <= 2 && sums <= 96 ? kMaximumUnitsOfStep : 2;
+}
+
+// Units of some offsets of the source that the same slots have taps for. A unit is one tap's 32 bytes of channels, by
+// all columns.
 struct PipelinedStep {
-  int32_t shift = 0;     // from a position's own place in the stage's source to the step's, in bytes
-  uint32_t weights = 0;  // the first slot's in its piece, the others' follow, in 16 bytes
-  uint32_t set = 0;      // of the slots that have a tap here: which one of kSetsOf1 to 8
+  int32_t shift[kMaximumUnitsOfStep]{};  // from a position's own place in the stage's source to theirs, in bytes
+  uint32_t weights = 0;                  // where its units begin in their piece, in 16 bytes
+  uint32_t code = 0;  // the number of kSetsOf1 to 8, times what units_together says, and the units less one
 };
 
-// Steps whose weights arrive together. A unit is one tap's 32 bytes of channels by all columns.
+// Steps whose weights arrive together.
 struct WeightPiece {
   uint16_t first_step = 0, steps = 0;
   uint16_t first_unit = 0, units = 0;
@@ -64,7 +71,7 @@ constexpr int kMaximumPhases = 32;
 
 // Passed to the kernels by value, so that nothing has to be copied to the device beforehand.
 struct PipelinedTables {
-  PipelinedStep steps[kMaximumPipelinedSteps + 5];  // read ahead
+  PipelinedStep steps[kMaximumPipelinedSteps + 3];  // read ahead
   WeightPiece pieces[kMaximumPieces];
   PipelinedPhase phases[kMaximumPhases];
 };
@@ -88,10 +95,7 @@ struct PipelinedGather {
   int row_pitch = 1;                    // positions that a row has room for: they are ordered by their residue modulo
   int residue_pitch = 1;                // M, so far apart
   int source_positions = 1;             // in a stage
-  // float32 in NCDHW lies in a stage as [channel][position], so far apart; everything else as [16 bytes of
-  // channels][position][16 bytes], and this is 0.
-  int channel_pitch = 0;
-  int half_stride = 0;  // from the first 16 bytes of a group's channels to the others, in bytes
+  int half_stride = 0;                  // from the first 16 bytes of a group's channels to the others, in bytes
   int source_stages = 2, weight_stages = 2;
   int unit_bytes = 0, piece_units = 0;  // of the weights; the latter at most
   int64_t source_stage_bytes = 0, weight_stage_bytes = 0, staging_bytes = 0, shared_bytes = 0;
@@ -99,7 +103,7 @@ struct PipelinedGather {
   int64_t packed_bytes = 0;
   int64_t items = 0;  // tiles by residues, columns and groups
   int blocks = 0;     // of threads
-  Divisor<int32_t> by_columns, by_phases, by_groups, by_tiles[3], by_tile[3], by_width, by_rows, by_planes,
+  Divisor<int32_t> by_columns, by_phases, by_groups, by_tiles[3], by_tile[3], by_width, by_rows, by_planes, by_pairs,
       by_source_stride;
   PipelinedTables tables;
   uint16_t unit_order[kMaximumUnits]{};  // tap * channel_groups + channel group
@@ -107,21 +111,39 @@ struct PipelinedGather {
   CONVT3D_HOST_DEVICE int parts() const {
     return exact ? 2 : 1;
   }  // of a float32: what tf32 holds, and what that leaves over
+  int step_units() const { return units_together({slots, columns, row_blocks, exact}); }  // at most
   CONVT3D_HOST_DEVICE int positions() const { return 64 * warpgroups * row_blocks; }
+  CONVT3D_HOST_DEVICE int lines() const { return samples * planes * rows; }
+  CONVT3D_HOST_DEVICE int pairs() const { return width / 2 + 1; }  // that cover a line wherever it begins
   int threads() const { return 256 * warpgroups; }
   std::string name() const;  // of the entry of kPipelinedGathers
 };
 
-// Columns that leave through shared memory together, and the floats that this takes for a warpgroup.
+// Columns that leave through shared memory together, in NCDHW, and the floats that this takes for a warpgroup.
 constexpr int staged_columns(int columns, int row_blocks) {
   const int most = row_blocks == 1 ? 32 : 16;
   if (columns <= most) return columns;
   return columns % most == 0 ? most : 24 <= most && columns % 24 == 0 ? 24 : columns % 16 == 0 ? 16 : 8;
 }
 constexpr int staging_floats(int columns, int row_blocks) {
-  const int staged = staged_columns(columns, row_blocks);
-  const int by_channels = staged * (64 * row_blocks * 2 + 4), by_voxels = 64 * row_blocks * (staged + 8);
-  return by_channels > by_voxels ? by_channels : by_voxels;
+  return staged_columns(columns, row_blocks) * (64 * row_blocks * 2 + 4);
+}
+
+// A thread's sums are two neighbouring columns of each block of eight. In NDHWC they leave from there, 16 bytes of
+// channels at a time, so the columns of so many blocks (from the first on, of a kernel's) are channels in another
+// order.
+constexpr CONVT3D_HOST_DEVICE int blocks_together(int block, int blocks, int element_bytes) {
+  int together = 8 / element_bytes;
+  while (together > blocks - block) together /= 2;
+  return together;
+}
+constexpr CONVT3D_HOST_DEVICE int channel_of_column(int column, int columns, int element_bytes) {
+  int block = 0, together = blocks_together(0, columns / 8, element_bytes);
+  while (column / 8 >= block + together) {
+    block += together;
+    together = blocks_together(block, columns / 8, element_bytes);
+  }
+  return 8 * block + column % 8 / 2 * 2 * together + (column / 8 - block) * 2 + column % 2;
 }
 
 // Whether the kernel takes the problem, and how.

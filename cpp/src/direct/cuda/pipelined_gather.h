@@ -31,6 +31,10 @@
 
 namespace convt3d::direct {
 
+// How the source is loaded: 16 bytes of channels, which are neighbours, at a time; two neighbours along the width; or
+// element by element.
+enum class SourceLoads { vectors, pairs, elements };
+
 template <class T>
 struct PipelinedArguments {
   const T* source;
@@ -40,13 +44,13 @@ struct PipelinedArguments {
   GatherVolume from, to;
   int64_t batch;
   bool channels_first;
-  bool vector_loads;   // 16 bytes of channels are neighbours, and aligned
-  bool vector_stores;  // so they are in the destination
+  SourceLoads loads;
+  bool vector_stores;  // 16 bytes of channels are neighbours in the destination, and aligned
   PipelinedGather gather;
 };
 
 // Registers of a thread that multiplies, and of one that loads: together twice the 128 of the launch.
-constexpr int kMultiplyingRegisters = 200, kLoadingRegisters = 56;
+constexpr int kMultiplyingRegisters = 192, kLoadingRegisters = 64;
 
 // Named barriers: one for each multiplying warpgroup, one for the warps that load the source.
 constexpr int kWarpgroupBarrier = 1, kSourceBarrier = 3;
@@ -72,7 +76,7 @@ struct PipelinedMemory {
   int* source_places;
   int* source_targets;
 
-  __device__ __forceinline__ PipelinedMemory(unsigned char* shared, const PipelinedGather& gather) {
+  __device__ __forceinline__ PipelinedMemory(unsigned char* shared, const PipelinedGather& gather, SourceLoads loads) {
     barriers = ptx::shared_address(shared);
     unsigned char* next = shared + 256;
     source = next;
@@ -84,7 +88,7 @@ struct PipelinedMemory {
     destination_places = reinterpret_cast<int2*>(next);
     next += 8 * gather.positions();
     source_targets = reinterpret_cast<int*>(next);
-    source_places = source_targets + gather.samples * gather.planes * gather.rows * gather.width;
+    source_places = source_targets + gather.lines() * (loads == SourceLoads::pairs ? 4 * gather.pairs() : gather.width);
   }
   __device__ __forceinline__ uint32_t source_full(int stage) const { return barriers + 8 * stage; }
   __device__ __forceinline__ uint32_t source_free(int stage) const { return barriers + 64 + 8 * stage; }
@@ -126,225 +130,259 @@ __device__ __forceinline__ int unfold(const PipelinedGather& gather, int positio
   return member;
 }
 
-// The warps that load the source; `thread` of `threads`. Copies run behind their backs, as many as the ring has room
-// for; what a thread copied it rounds once it has arrived, if the tensor cores want TF32. Only the channels of half
-// types, if they are not neighbours, go through registers.
+// The warps that load the source; `thread` of `threads`. It passes through registers, where channels that lie apart are
+// gathered and floats rounded to TF32, in batches: while one is stored the next is on its way, be it another stage's or
+// another tile's. A cell is a position, or two neighbours along the width where these are one load; a unit is 16 bytes
+// of channels of each of its positions.
 template <class T, bool kRounds>
 class SourceLoader {
  public:
   __device__ __forceinline__ SourceLoader(const PipelinedArguments<T>& arguments, const PipelinedMemory& memory,
                                           int thread, int threads)
-      : arguments_(arguments),
-        gather_(arguments.gather),
-        memory_(memory),
-        thread_(thread),
-        threads_(threads),
-        positions_(gather_.samples * gather_.planes * gather_.rows * gather_.width),
-        // Rounding stays behind copying by what lets two stages be with the multiplying warps, or full.
-        behind_(min(max(gather_.source_stages - 2, 0), 2)) {}
+      : arguments_(arguments), gather_(arguments.gather), memory_(memory), thread_(thread), threads_(threads) {
+    chunk_bits_ = 31 - __clz(2 * gather_.channel_groups);
+  }
 
   __device__ __forceinline__ void run() {
-    const GatherVolume& from = arguments_.from;
-    const int stage_channels = 2 * gather_.channel_groups * kChunkChannels;
-    for (int position = thread_; position < positions_; position += threads_) {
-      memory_.source_targets[position] = target_of(position);
+    if (arguments_.loads == SourceLoads::vectors) return run_with<SourceLoads::vectors>();
+    if constexpr (sizeof(T) == 2) {
+      if (arguments_.loads == SourceLoads::pairs) return run_with<SourceLoads::pairs>();
     }
-    bool odd = false;
-    for (int64_t index = blockIdx.x; index < gather_.items; index += gridDim.x) {
-      const PipelinedItem item(gather_, static_cast<int>(index));
-      const PipelinedPhase& phase = gather_.tables.phases[item.phase_block];
-      if (phase.pieces == 0) continue;
-      // Two tiles' places alternate, since warps may be one apart.
-      places_ = memory_.source_places + (odd ? positions_ : 0);
-      odd = !odd;
-      for (int position = thread_; position < positions_; position += threads_) {
-        places_[position] = place_of(item, phase, position);
-      }
-      ptx::barrier_sync(kSourceBarrier, threads_);
-      const T* base = arguments_.source + item.sample * from.sample_stride +
-                      static_cast<int64_t>(item.group) * from.group_channels * from.channel_stride;
-      for (int left = from.group_channels; left > 0; left -= stage_channels) {
-        ptx::wait(memory_.source_free(newest_.stage), newest_.parity ^ 1);
-        unsigned char* stage = memory_.source + newest_.stage * gather_.source_stage_bytes;
-        if (arguments_.vector_loads) {
-          copy_vectors(base, left, stage);
-        } else if constexpr (sizeof(T) == 4) {
-          copy_elements(base, left, stage);
-        } else {
-          move_units(base, left, stage);
-        }
-        begun();
-        base += static_cast<int64_t>(stage_channels) * from.channel_stride;
-      }
-    }
-    if constexpr (kRounds) {
-      ptx::wait_for_copies<0>();
-      for (; under_way_ > 0; --under_way_) round_oldest();
-    }
+    run_with<SourceLoads::elements>();
   }
 
  private:
-  static constexpr int kChunkChannels = 16 / int{sizeof(T)};
+  static constexpr int kUnitChannels = 16 / int{sizeof(T)};
 
-  // The newest stage's copies are under way. Says so, or rounds an older one's.
-  __device__ __forceinline__ void begun() {
-    if constexpr (kRounds) {
-      ptx::commit_copies();
-      if (++under_way_ > behind_) {
-        behind_ == 0 ? ptx::wait_for_copies<0>() : behind_ == 1 ? ptx::wait_for_copies<1>() : ptx::wait_for_copies<2>();
-        round_oldest();
-        --under_way_;
-      }
-    } else {
-      ptx::arrive_after_copies(memory_.source_full(newest_.stage));
+  // Units as loaded, so that nothing waits for them before they are stored.
+  template <SourceLoads kLoads>
+  struct Batch {
+    static constexpr int kWords = kLoads == SourceLoads::vectors ? 4 : kUnitChannels, kUnits = 16 / kWords;
+    uint32_t words[kUnits][kWords];  // of pairs, the lower half is the former position's
+    bool begins_odd;                 // the tile's first column, of pairs
+  };
+  struct Piece {
+    int cell, chunk;
+  };
+  // Units of a batch that are neighbouring chunks of one cell.
+  template <SourceLoads kLoads>
+  static constexpr int kChunksOfCell = kLoads == SourceLoads::vectors ? 1 : 2;
+
+  template <SourceLoads kLoads>
+  __device__ __forceinline__ void run_with() {
+    constexpr int kTargets = kLoads == SourceLoads::pairs ? 4 : 1;
+    cells_ = gather_.lines() * (kLoads == SourceLoads::pairs ? gather_.pairs() : gather_.width);
+    units_ = kLoads == SourceLoads::vectors ? ((cells_ << chunk_bits_) + threads_ - 1) / threads_
+                                            : (cells_ + threads_ - 1) / threads_ << chunk_bits_;
+#pragma unroll 1  // little code, so that the multiplying warps' stays in the cache of instructions
+    for (int cell = thread_; cell < cells_; cell += threads_) {
+#pragma unroll
+      for (int i = 0; i < kTargets; ++i) memory_.source_targets[cell * kTargets + i] = target_of<kLoads>(cell, i);
     }
-    newest_.advance(gather_.source_stages);
+    places_ = memory_.source_places;
+    unit_ = units_;  // so that the first batch begins a tile
+    Batch<kLoads> batch, next;
+#pragma unroll 1
+    for (bool is_first = true;; is_first = false) {
+      const bool goes_on = advance<kLoads>();
+      if (goes_on) load<kLoads>(next);
+      if (!is_first) store<kLoads>(batch);
+      if (!goes_on) return;
+      batch = next;
+    }
   }
 
-  // What this thread copied, in the order in which it did.
-  __device__ __forceinline__ void round_oldest() {
-    unsigned char* stage = memory_.source + oldest_.stage * gather_.source_stage_bytes;
-    const auto round_vector = [stage](int piece) {
-      uint4* place = reinterpret_cast<uint4*>(stage) + piece;
-      const uint4 raw = *place;
-      *place = make_uint4(ptx::rounded_for_tf32(raw.x), ptx::rounded_for_tf32(raw.y), ptx::rounded_for_tf32(raw.z),
-                          ptx::rounded_for_tf32(raw.w));
-    };
-    if (arguments_.vector_loads) {
-      const int bits = chunk_bits();
-      for (int piece = thread_; piece < positions_ << bits; piece += threads_) {
-        const int target = memory_.source_targets[piece >> bits], chunk = piece & ((1 << bits) - 1);
-        if (target >= 0) round_vector(chunk * gather_.source_positions + target);
-      }
-    } else {
-      for (int position = thread_; position < positions_; position += threads_) {
-        const int target = memory_.source_targets[position];
-        if (target < 0) continue;
-        if (gather_.channel_pitch > 0) {
-          uint32_t* word = reinterpret_cast<uint32_t*>(stage) + target;
-          for (int channel = 0; channel < 8 * gather_.channel_groups; channel += 8) {
-            uint32_t raw[8];
+  // The block's next tile that has taps; false where there is none.
+  template <SourceLoads kLoads>
+  __device__ __forceinline__ bool begin_tile() {
+    for (; index_ < gather_.items; index_ += static_cast<int>(gridDim.x)) {
+      const PipelinedItem item(gather_, index_);
+      const PipelinedPhase& phase = gather_.tables.phases[item.phase_block];
+      if (phase.pieces == 0) continue;
+      const GatherVolume& from = arguments_.from;
+      base_ = arguments_.source + item.sample * from.sample_stride +
+              static_cast<int64_t>(item.group) * from.group_channels * from.channel_stride;
+      left_ = from.group_channels;
+      int origin[3];
 #pragma unroll
-            for (int i = 0; i < 8; ++i) raw[i] = word[i * gather_.channel_pitch];
-#pragma unroll
-            for (int i = 0; i < 8; ++i) word[i * gather_.channel_pitch] = ptx::rounded_for_tf32(raw[i]);
-            word += 8 * gather_.channel_pitch;
-          }
-        } else {
-          for (int chunk = 0; chunk < 2 * gather_.channel_groups; ++chunk) {
-            round_vector(chunk * gather_.source_positions + target);
-          }
-        }
+      for (int axis = 0; axis < 3; ++axis) {
+        origin[axis] =
+            (item.first[axis] * gather_.source_stride[axis] + phase.origin[axis]) * gather_.source_step[axis] +
+            gather_.source_origin[axis];
       }
+      begins_odd_ = kLoads == SourceLoads::pairs && origin[2] % 2 != 0;
+      // Two tiles' places alternate, since warps may be one apart.
+      places_ = places_ == memory_.source_places ? memory_.source_places + cells_ : memory_.source_places;
+#pragma unroll 1
+      for (int cell = thread_; cell < cells_; cell += threads_) {
+        places_[cell] = place_of<kLoads>(origin, arguments_.batch - item.sample, cell);
+      }
+      ptx::barrier_sync(kSourceBarrier, threads_);
+      index_ += static_cast<int>(gridDim.x);
+      return true;
     }
-    ptx::arrive(memory_.source_full(oldest_.stage));
-    oldest_.advance(gather_.source_stages);
+    return false;
+  }
+  // To the next batch, and the stage or tile that it may begin.
+  template <SourceLoads kLoads>
+  __device__ __forceinline__ bool advance() {
+    unit_ += Batch<kLoads>::kUnits;
+    if (unit_ < units_) return true;
+    unit_ = 0;
+    const int stage_channels = 2 * gather_.channel_groups * kUnitChannels;
+    left_ -= stage_channels;
+    if (left_ <= 0) return begin_tile<kLoads>();
+    base_ += static_cast<int64_t>(stage_channels) * arguments_.from.channel_stride;
+    return true;
   }
 
-  // Where in a stage a position belongs, or -1 if no step reads it.
-  __device__ __forceinline__ int target_of(int position) const {
-    const int line = gather_.by_width.quotient(position), column = position - line * gather_.width;
+  // Where in a stage a cell's position belongs, or -1 if no step reads it. Of pairs, two of a tile that begins at an
+  // even column, then two of one that begins at an odd one, and so is loaded from the column before.
+  template <SourceLoads kLoads>
+  __device__ __forceinline__ int target_of(int cell, int which) const {
+    int line = 0, column = 0;
+    if constexpr (kLoads == SourceLoads::pairs) {
+      line = gather_.by_pairs.quotient(cell);
+      column = 2 * (cell - line * gather_.pairs()) + which % 2 - which / 2;
+    } else {
+      line = gather_.by_width.quotient(cell);
+      column = cell - line * gather_.width;
+    }
+    if (column < 0 || column >= gather_.width) return -1;
     const int along = gather_.by_source_stride.quotient(column), residue = column - along * gather_.source_stride[2];
     const int in_row = residue * gather_.residue_pitch + along;
     return in_row < gather_.row_pitch ? line * gather_.row_pitch + in_row : -1;
   }
-  // Where it comes from, in elements, or -1 outside the volume.
-  __device__ __forceinline__ int place_of(const PipelinedItem& item, const PipelinedPhase& phase, int position) const {
+  // Where a cell comes from, in elements, or -1 outside the volume.
+  template <SourceLoads kLoads>
+  __device__ __forceinline__ int place_of(const int (&origin)[3], int64_t samples, int cell) const {
     const GatherVolume& from = arguments_.from;
-    const int line = gather_.by_width.quotient(position), column = position - line * gather_.width;
+    int line = 0, width = 0;
+    if constexpr (kLoads == SourceLoads::pairs) {
+      line = gather_.by_pairs.quotient(cell);
+      width = origin[2] - (begins_odd_ ? 1 : 0) + 2 * (cell - line * gather_.pairs());
+    } else {
+      line = gather_.by_width.quotient(cell);
+      width = origin[2] + (cell - line * gather_.width) * gather_.source_step[2];
+    }
     const int planes = gather_.by_rows.quotient(line), row = line - planes * gather_.rows;
     const int member = gather_.by_planes.quotient(planes), plane = planes - member * gather_.planes;
-    const int along[3] = {plane, row, column};
-    int at[3];
-#pragma unroll
-    for (int axis = 0; axis < 3; ++axis) {
-      at[axis] = (item.first[axis] * gather_.source_stride[axis] + phase.origin[axis] + along[axis]) *
-                     gather_.source_step[axis] +
-                 gather_.source_origin[axis];
-    }
-    const int depth = at[0], height = at[1], width = at[2];
-    const bool inside = member < arguments_.batch - item.sample && width >= 0 && width < from.size[2] && height >= 0 &&
+    const int depth = origin[0] + plane * gather_.source_step[0], height = origin[1] + row * gather_.source_step[1];
+    const bool inside = member < samples && width >= 0 && width < from.size[2] && height >= 0 &&
                         height < from.size[1] && depth >= 0 && depth < from.size[0];
     return inside ? member * static_cast<int>(from.sample_stride) +
                         ((depth * from.size[1] + height) * from.size[2] + width) * from.voxel_stride
                   : -1;
   }
-  __device__ __forceinline__ int chunk_bits() const { return 31 - __clz(2 * gather_.channel_groups); }
 
-  // 16 bytes of channels at a time, which are neighbours: neighbouring threads take those of one position.
-  __device__ __forceinline__ void copy_vectors(const T* base, int left, unsigned char* stage) const {
-    const int bits = chunk_bits();
-    for (int piece = thread_; piece < positions_ << bits; piece += threads_) {
-      const int place = places_[piece >> bits], target = memory_.source_targets[piece >> bits];
-      const int chunk = piece & ((1 << bits) - 1), channel = chunk * kChunkChannels;
-      if (target < 0) continue;
-      const bool valid = place >= 0 && channel < left;
-      ptx::copy_vector(reinterpret_cast<T*>(stage + 16 * (chunk * gather_.source_positions + target)),
-                       base + (valid ? place + channel : 0), valid);
+  // Neighbouring threads take chunks of channels that are neighbours, or else neighbouring cells.
+  template <SourceLoads kLoads>
+  __device__ __forceinline__ Piece piece_of(int unit) const {
+    const int mask = (1 << chunk_bits_) - 1;
+    if constexpr (kLoads == SourceLoads::vectors) {
+      const int piece = thread_ + unit * threads_;
+      return {piece >> chunk_bits_, piece & mask};
     }
+    return {thread_ + (unit >> chunk_bits_) * threads_, unit & mask};
   }
-
-  // One by one; in NCDHW neighbouring threads take neighbouring positions of one channel.
-  __device__ __forceinline__ void copy_elements(const T* base, int left, unsigned char* stage) const {
-    const bool by_channel = gather_.channel_pitch > 0;
-    const int64_t stride = arguments_.from.channel_stride;
-    const int channels = 8 * gather_.channel_groups;
-    const int step = by_channel ? gather_.channel_pitch : 1, half = by_channel ? 0 : 4 * gather_.source_positions - 4;
-    for (int position = thread_; position < positions_; position += threads_) {
-      const int place = places_[position], target = memory_.source_targets[position];
-      if (target < 0) continue;
-      const T* from = base + max(place, 0);
-      T* to = reinterpret_cast<T*>(stage) + (by_channel ? target : 4 * target);
-      const int valid = place >= 0 ? min(left, channels) : 0;
-      for (int channel = 0; channel < channels; channel += 8) {
+  template <SourceLoads kLoads>
+  __device__ __forceinline__ void load(Batch<kLoads>& batch) const {
+    using Word = std::conditional_t<sizeof(T) == 4 || kLoads == SourceLoads::pairs, uint32_t, uint16_t>;
+    batch.begins_odd = begins_odd_;
+    const int stride = arguments_.from.channel_stride;
+    Piece piece{};
+    int channels = 0;
+    const T* from = nullptr;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          // Nothing is read where a zero is wanted.
-          ptx::copy_element(to, from, channel + i < valid);
-          from += stride;
-          to += i == 3 ? step + half : step;
+    for (int u = 0; u < Batch<kLoads>::kUnits; ++u) {
+      if (u % kChunksOfCell<kLoads> == 0) {
+        piece = piece_of<kLoads>(unit_ + u);
+        const int place = piece.cell < cells_ ? places_[piece.cell] : -1, channel = piece.chunk * kUnitChannels;
+        channels = place >= 0 ? left_ - channel : 0;
+        from = base_ + (place + channel * stride);
+      } else {
+        channels -= kUnitChannels;
+        from += kUnitChannels * stride;
+      }
+      uint32_t (&words)[Batch<kLoads>::kWords] = batch.words[u];
+      if constexpr (kLoads == SourceLoads::vectors) {
+        uint4 vector = make_uint4(0, 0, 0, 0);
+        if (channels > 0) vector = __ldg(reinterpret_cast<const uint4*>(from));
+        words[0] = vector.x, words[1] = vector.y, words[2] = vector.z, words[3] = vector.w;
+      } else {
+#pragma unroll
+        for (int i = 0; i < kUnitChannels; ++i) {
+          words[i] = 0;
+          if (i < channels) words[i] = __ldg(reinterpret_cast<const Word*>(from + int64_t{i} * stride));
         }
-        to += half;
       }
     }
   }
-
-  // Through registers, 16 bytes of channels of a position at a time.
-  __device__ __forceinline__ void move_units(const T* base, int left, unsigned char* stage) const {
-    constexpr int kAhead = 3;
-    for (int chunk = 0; chunk < 2 * gather_.channel_groups; ++chunk) {
-      const int channel = chunk * kChunkChannels;
-      uint4* pieces = reinterpret_cast<uint4*>(stage) + chunk * gather_.source_positions;
-      for (int first = thread_; first < positions_; first += kAhead * threads_) {
-        Unit<T> units[kAhead];
-        int targets[kAhead];
+  template <SourceLoads kLoads>
+  __device__ __forceinline__ void store(const Batch<kLoads>& batch) {
+    if (stored_ == 0) ptx::wait(memory_.source_free(ring_.stage), ring_.parity ^ 1);
+    uint4* stage = reinterpret_cast<uint4*>(memory_.source + ring_.stage * gather_.source_stage_bytes);
+    Piece piece{};
+    int2 targets{};
 #pragma unroll
-        for (int i = 0; i < kAhead; ++i) {
-          const int position = first + i * threads_;
-          const bool is_there = position < positions_;
-          const int place = is_there ? places_[position] : -1;
-          targets[i] = is_there ? memory_.source_targets[position] : -1;
-          units[i].clear();
-          if (place >= 0 && channel < left) {
-            units[i].load(base + place + static_cast<int64_t>(channel) * arguments_.from.channel_stride,
-                          arguments_.from.channel_stride, left - channel, false);
+    for (int u = 0; u < Batch<kLoads>::kUnits; ++u) {
+      if (u % kChunksOfCell<kLoads> == 0) {
+        piece = piece_of<kLoads>(stored_ + u);
+        targets = make_int2(-1, -1);
+        if (piece.cell < cells_) {
+          if constexpr (kLoads == SourceLoads::pairs) {
+            targets = reinterpret_cast<const int2*>(memory_.source_targets)[2 * piece.cell + batch.begins_odd];
+          } else {
+            targets.x = memory_.source_targets[piece.cell];
           }
         }
-#pragma unroll
-        for (int i = 0; i < kAhead; ++i) {
-          if (targets[i] >= 0) pieces[targets[i]] = units[i].template finish<false>(false, false);
+      } else {
+        ++piece.chunk;
+      }
+      uint4* chunk = stage + piece.chunk * gather_.source_positions;
+      const uint32_t (&words)[Batch<kLoads>::kWords] = batch.words[u];
+      if (targets.x >= 0) {
+        if constexpr (sizeof(T) == 2 && kLoads != SourceLoads::vectors) {
+          chunk[targets.x] = halves_of<0x5410>(words);
+        } else {
+          chunk[targets.x] = make_uint4(rounded(words[0]), rounded(words[1]), rounded(words[2]), rounded(words[3]));
         }
       }
+      if constexpr (kLoads == SourceLoads::pairs) {
+        if (targets.y >= 0) chunk[targets.y] = halves_of<0x7632>(words);
+      }
     }
+    stored_ += Batch<kLoads>::kUnits;
+    if (stored_ < units_) return;
+    stored_ = 0;
+    ptx::arrive(memory_.source_full(ring_.stage));
+    ring_.advance(gather_.source_stages);
+  }
+  // The lower or the upper halves of eight words.
+  template <uint32_t kSelector>
+  __device__ __forceinline__ static uint4 halves_of(const uint32_t (&words)[8]) {
+    return make_uint4(__byte_perm(words[0], words[1], kSelector), __byte_perm(words[2], words[3], kSelector),
+                      __byte_perm(words[4], words[5], kSelector), __byte_perm(words[6], words[7], kSelector));
+  }
+  __device__ __forceinline__ static uint32_t rounded(uint32_t word) {
+    return kRounds ? ptx::rounded_for_tf32(word) : word;
   }
 
   const PipelinedArguments<T>& arguments_;
   const PipelinedGather& gather_;
   const PipelinedMemory& memory_;
-  const int thread_, threads_, positions_, behind_;
-  int* places_ = nullptr;  // of the present tile
-  Ring newest_, oldest_;
-  int under_way_ = 0;  // stages that are not rounded yet
+  const int thread_, threads_;
+  int chunk_bits_;             // of the number of 16-byte chunks of channels in a stage
+  int cells_ = 0, units_ = 0;  // of a stage; the latter that one thread takes
+  // What is loaded next.
+  int index_ = static_cast<int>(blockIdx.x);  // of the tile after the present one
+  const T* base_ = nullptr;                   // of the stage's channels
+  int left_ = 0, unit_ = 0;                   // channels from there on; unit of the stage
+  int* places_ = nullptr;
+  bool begins_odd_ = false;
+  // What is stored next.
+  Ring ring_;
+  int stored_ = 0;
 };
 
 // The thread that has the weights copied.
@@ -396,28 +434,16 @@ class Multiplier {
         lane_(threadIdx.x % 32),
         warpgroup_(threadIdx.x / 128) {
     tile_positions_ = gather_.samples * gather_.tile[0] * gather_.tile[1] * gather_.tile[2];
-    // Where this lane's part of the fragments begins, at shift 0. Half types come by ldmatrix, which takes a row of
-    // each lane, half the lanes the rows' second halves; floats one by one, from rows 8 apart.
-    const uint32_t source = ptx::shared_address(memory_.source);
+    // Which row of the fragments this lane names, at shift 0: half the lanes the rows' second halves.
 #pragma unroll
     for (int block = 0; block < kRowBlocks; ++block) {
-#pragma unroll
-      for (int half = 0; half < (kRows + 1) / 2; ++half) {
-        const int row = sizeof(T) == 4 ? lane_ / 4 + half * 8 : lane_ % 16;
-        int position = (warpgroup_ * kRowBlocks + block) * 64 + thread_ / 32 * 16 + row;
-        if (position >= tile_positions_) position = 0;
-        int along[3];
-        const int member = unfold(gather_, position, along);
-        const int plane = member * gather_.planes + along[0] * gather_.source_stride[0];
-        const int place = (plane * gather_.rows + along[1] * gather_.source_stride[1]) * gather_.row_pitch + along[2];
-        if constexpr (sizeof(T) == 2) {
-          rows_[block][half] = source + 16 * place + lane_ / 16 * gather_.half_stride;
-        } else {
-          rows_[block][half] = source + (gather_.channel_pitch > 0 ? 4 * (place + lane_ % 4 * gather_.channel_pitch)
-                                                                   : 16 * place + 4 * (lane_ % 4));
-          rows_[block][half + 2] = rows_[block][half] + gather_.half_stride;
-        }
-      }
+      int position = (warpgroup_ * kRowBlocks + block) * 64 + thread_ / 32 * 16 + lane_ % 16;
+      if (position >= tile_positions_) position = 0;
+      int along[3];
+      const int member = unfold(gather_, position, along);
+      const int plane = member * gather_.planes + along[0] * gather_.source_stride[0];
+      const int place = (plane * gather_.rows + along[1] * gather_.source_stride[1]) * gather_.row_pitch + along[2];
+      rows_[block] = ptx::shared_address(memory_.source) + 16 * place + lane_ / 16 * gather_.half_stride;
     }
   }
 
@@ -454,16 +480,14 @@ class Multiplier {
 
  private:
   static constexpr int kParts = kExact ? 2 : 1;
-  static constexpr int kRows = sizeof(T) == 4 ? 4 : 1;
   static constexpr int kUnit = 2 * kColumns;  // 16-byte rows of a unit's part
-  // Where there are many sets of slots, ptxas can tell no more than two sets of fragments apart.
-  static constexpr int kBuffers = kSlots <= 2 ? 3 : 2;
+  static constexpr int kDepth = units_together({kSlots, kColumns, kRowBlocks, kExact});  // units of a step, at most
   static constexpr int kStaged = staged_columns(kColumns, kRowBlocks);
   static constexpr int kStagingFloats = staging_floats(kColumns, kRowBlocks);
   static constexpr int kPositions = 64 * kRowBlocks;
   using Staged = std::conditional_t<sizeof(T) == 2, T, float>;  // on the way out, in NCDHW
   using Sums = float[kRowBlocks][kSlots][kColumns / 2];
-  using Fragments = uint32_t[kParts][kRowBlocks][4];
+  using Fragments = uint32_t[kDepth][kParts][kRowBlocks][4];
 
   template <class Body>
   __device__ __forceinline__ static void for_each_sum(const Body& body) {
@@ -490,54 +514,57 @@ class Multiplier {
     }
   }
 
-  __device__ __forceinline__ void load(Fragments& fragments, uint32_t shift) const {
+  // A step's fragments; of one that has fewer, the last again.
+  __device__ __forceinline__ void load(Fragments& fragments, const PipelinedStep& step, uint32_t source) const {
 #pragma unroll
-    for (int block = 0; block < kRowBlocks; ++block) {
-      uint32_t (&fragment)[4] = fragments[0][block];
-      if constexpr (sizeof(T) == 2) {
-        ptx::load_matrices(fragment, rows_[block][0] + shift);
-      } else {
+    for (int k = 0; k < kDepth; ++k) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const uint32_t word = ptx::load_word(rows_[block][i] + shift);
-          if constexpr (kExact) {
-            fragment[i] = __float_as_uint(tf32_part(__uint_as_float(word), false));
-            fragments[1][block][i] = __float_as_uint(tf32_part(__uint_as_float(word), true));
-          } else {
-            fragment[i] = word;
+      for (int block = 0; block < kRowBlocks; ++block) {
+        uint32_t (&fragment)[4] = fragments[k][0][block];
+        ptx::load_matrices(fragment, rows_[block] + (source + step.shift[k]));
+        if constexpr (kExact) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float value = __uint_as_float(fragment[i]);
+            fragment[i] = __float_as_uint(tf32_part(value, false));
+            fragments[k][1][block][i] = __float_as_uint(tf32_part(value, true));
           }
         }
       }
     }
   }
 
-  // The products of one step: its slots' units follow each other.
-  __device__ __forceinline__ void multiply_slot(const Fragments& fragments, int slot, uint32_t unit) {
+  __device__ __forceinline__ void multiply_slot(const Fragments& fragments, int k, int slot, uint32_t unit) {
 #if CONVT3D_HAS_WGMMA
     using Product = ptx::Wgmma<T, kColumns>;
 #pragma unroll
     for (int block = 0; block < kRowBlocks; ++block) {
+      const auto& fragment = fragments[k];
       if constexpr (kExact) {
-        Product::start(sums_[block][slot], fragments[0][block], ptx::wgmma_descriptor(unit));
-        Product::run(sums_[block][slot], fragments[0][block], ptx::wgmma_descriptor(unit + kUnit));
-        Product::run(sums_[block][slot], fragments[1][block], ptx::wgmma_descriptor(unit));
+        Product::start(sums_[block][slot], fragment[0][block], ptx::wgmma_descriptor(unit));
+        Product::run(sums_[block][slot], fragment[0][block], ptx::wgmma_descriptor(unit + kUnit));
+        Product::run(sums_[block][slot], fragment[1][block], ptx::wgmma_descriptor(unit));
       } else {
-        Product::run(sums_[block][slot], fragments[0][block], ptx::wgmma_descriptor(unit));
+        Product::run(sums_[block][slot], fragment[0][block], ptx::wgmma_descriptor(unit));
       }
     }
 #endif
   }
-  // The products of one step begin. Each set of slots has code of its own, without branches: between these ptxas would
-  // wait for products before all of a step's are begun. Tensor cores cut off what their sums cannot hold; where that
-  // matters, each step is added up by itself, then rounded.
-  template <uint32_t kSet>
+  // The products of one step begin: its units follow each other, those of one fragment slot by slot. Each set of slots
+  // has code of its own, without branches: between these ptxas would wait for products before all of a step's are
+  // begun. Tensor cores cut off what their sums cannot hold; where that matters, each step is added up by itself, then
+  // rounded.
+  template <uint32_t kSet, int kUnits>
   __device__ __forceinline__ void multiply_set(const Fragments& fragments, uint32_t unit) {
     ptx::begin_products();
 #pragma unroll
-    for (int slot = 0; slot < kSlots; ++slot) {
-      if ((kSet >> slot & 1) == 0) continue;
-      multiply_slot(fragments, slot, unit);
-      unit += kUnit * kParts;
+    for (int k = 0; k < kUnits; ++k) {
+#pragma unroll
+      for (int slot = 0; slot < kSlots; ++slot) {
+        if ((kSet >> slot & 1) == 0) continue;
+        multiply_slot(fragments, k, slot, unit);
+        unit += kUnit * kParts;
+      }
     }
     ptx::commit_products();
     if constexpr (kExact) {
@@ -547,167 +574,86 @@ class Multiplier {
       });
     }
   }
-  template <size_t kNumber>
-  __device__ __forceinline__ void multiply_nth(const Fragments& fragments, uint32_t unit) {
-    multiply_set<SlotSets<kSlots>::template kSet<kNumber>>(fragments, unit);
+  // A step's code says for which one of the sets of slots it is, and how many units.
+  template <size_t kCode>
+  __device__ __forceinline__ void multiply_coded(const Fragments& fragments, uint32_t unit) {
+    if constexpr (kCode < kDepth * SlotSets<kSlots>::kCount) {
+      multiply_set<SlotSets<kSlots>::template kSet<kCode / kDepth>, kCode % kDepth + 1>(fragments, unit);
+    }
   }
-  __device__ __forceinline__ void multiply(const Fragments& fragments, const PipelinedStep& step, uint32_t base) {
-    const uint32_t unit = base + step.weights;
-    if constexpr (kSlots == 1) {
-      multiply_nth<0>(fragments, unit);
-    } else if constexpr (kSlots == 2) {
-      if (step.set == 2) {
-        multiply_nth<2>(fragments, unit);
-      } else if (step.set == 1) {
-        multiply_nth<1>(fragments, unit);
-      } else {
-        multiply_nth<0>(fragments, unit);
-      }
-    } else if constexpr (kSlots == 4) {
-      switch (step.set) {
-        case 0:
-          return multiply_nth<0>(fragments, unit);
-        case 1:
-          return multiply_nth<1>(fragments, unit);
-        case 2:
-          return multiply_nth<2>(fragments, unit);
-        case 3:
-          return multiply_nth<3>(fragments, unit);
-        case 4:
-          return multiply_nth<4>(fragments, unit);
-        case 5:
-          return multiply_nth<5>(fragments, unit);
-        case 6:
-          return multiply_nth<6>(fragments, unit);
-        case 7:
-          return multiply_nth<7>(fragments, unit);
-        case 8:
-          return multiply_nth<8>(fragments, unit);
-        case 9:
-          return multiply_nth<9>(fragments, unit);
-        case 10:
-          return multiply_nth<10>(fragments, unit);
-        case 11:
-          return multiply_nth<11>(fragments, unit);
-        case 12:
-          return multiply_nth<12>(fragments, unit);
-        case 13:
-          return multiply_nth<13>(fragments, unit);
-        case 14:
-          return multiply_nth<14>(fragments, unit);
-      }
-    } else {
-      switch (step.set) {
-        case 0:
-          return multiply_nth<0>(fragments, unit);
-        case 1:
-          return multiply_nth<1>(fragments, unit);
-        case 2:
-          return multiply_nth<2>(fragments, unit);
-        case 3:
-          return multiply_nth<3>(fragments, unit);
-        case 4:
-          return multiply_nth<4>(fragments, unit);
-        case 5:
-          return multiply_nth<5>(fragments, unit);
-        case 6:
-          return multiply_nth<6>(fragments, unit);
-        case 7:
-          return multiply_nth<7>(fragments, unit);
-        case 8:
-          return multiply_nth<8>(fragments, unit);
-        case 9:
-          return multiply_nth<9>(fragments, unit);
-        case 10:
-          return multiply_nth<10>(fragments, unit);
-        case 11:
-          return multiply_nth<11>(fragments, unit);
-        case 12:
-          return multiply_nth<12>(fragments, unit);
-        case 13:
-          return multiply_nth<13>(fragments, unit);
-        case 14:
-          return multiply_nth<14>(fragments, unit);
-        case 15:
-          return multiply_nth<15>(fragments, unit);
-        case 16:
-          return multiply_nth<16>(fragments, unit);
-        case 17:
-          return multiply_nth<17>(fragments, unit);
-        case 18:
-          return multiply_nth<18>(fragments, unit);
-        case 19:
-          return multiply_nth<19>(fragments, unit);
-        case 20:
-          return multiply_nth<20>(fragments, unit);
-        case 21:
-          return multiply_nth<21>(fragments, unit);
-        case 22:
-          return multiply_nth<22>(fragments, unit);
-        case 23:
-          return multiply_nth<23>(fragments, unit);
-        case 24:
-          return multiply_nth<24>(fragments, unit);
-        case 25:
-          return multiply_nth<25>(fragments, unit);
-        case 26:
-          return multiply_nth<26>(fragments, unit);
-        case 27:
-          return multiply_nth<27>(fragments, unit);
-        case 28:
-          return multiply_nth<28>(fragments, unit);
-        case 29:
-          return multiply_nth<29>(fragments, unit);
-        case 30:
-          return multiply_nth<30>(fragments, unit);
-        case 31:
-          return multiply_nth<31>(fragments, unit);
-        case 32:
-          return multiply_nth<32>(fragments, unit);
-        case 33:
-          return multiply_nth<33>(fragments, unit);
-        case 34:
-          return multiply_nth<34>(fragments, unit);
-        case 35:
-          return multiply_nth<35>(fragments, unit);
-      }
+  // A jump table: comparisons would take longer than the products.
+  template <size_t kFirst>
+  __device__ __forceinline__ void multiply(const Fragments& fragments, uint32_t code, uint32_t unit) {
+    constexpr size_t kNext = kFirst + 16;
+    if constexpr (kNext < kDepth * SlotSets<kSlots>::kCount) {
+      if (code >= kNext) return multiply<kNext>(fragments, code, unit);
+    }
+    switch (code - kFirst) {
+      case 0:
+        return multiply_coded<kFirst + 0>(fragments, unit);
+      case 1:
+        return multiply_coded<kFirst + 1>(fragments, unit);
+      case 2:
+        return multiply_coded<kFirst + 2>(fragments, unit);
+      case 3:
+        return multiply_coded<kFirst + 3>(fragments, unit);
+      case 4:
+        return multiply_coded<kFirst + 4>(fragments, unit);
+      case 5:
+        return multiply_coded<kFirst + 5>(fragments, unit);
+      case 6:
+        return multiply_coded<kFirst + 6>(fragments, unit);
+      case 7:
+        return multiply_coded<kFirst + 7>(fragments, unit);
+      case 8:
+        return multiply_coded<kFirst + 8>(fragments, unit);
+      case 9:
+        return multiply_coded<kFirst + 9>(fragments, unit);
+      case 10:
+        return multiply_coded<kFirst + 10>(fragments, unit);
+      case 11:
+        return multiply_coded<kFirst + 11>(fragments, unit);
+      case 12:
+        return multiply_coded<kFirst + 12>(fragments, unit);
+      case 13:
+        return multiply_coded<kFirst + 13>(fragments, unit);
+      case 14:
+        return multiply_coded<kFirst + 14>(fragments, unit);
+      case 15:
+        return multiply_coded<kFirst + 15>(fragments, unit);
+      default:
+        __builtin_unreachable();
     }
   }
 
-  // While the products of one step are under way, the fragments of the next are loaded, or of the next two; beyond the
-  // last step, some that nobody needs.
+  // While the products of one step are under way, the fragments of the next are loaded; beyond the last step, some that
+  // nobody needs.
   __device__ __forceinline__ void multiply_piece(const WeightPiece& piece, uint32_t source, uint32_t weights) {
 #if CONVT3D_HAS_WGMMA
     const uint32_t base = ptx::wgmma_columns(weights, kColumns * 16);
     const PipelinedStep* steps = gather_.tables.steps + piece.first_step;
-    Fragments fragments[kBuffers];
-    PipelinedStep next[kBuffers];
+    Fragments fragments[2];
+    PipelinedStep next[2] = {steps[0], steps[1]};
+    load(fragments[0], next[0], source);
+    for (int left = piece.steps;; left -= 2, steps += 2) {
 #pragma unroll
-    for (int i = 0; i < kBuffers; ++i) next[i] = steps[i];
-#pragma unroll
-    for (int i = 0; i + 1 < kBuffers; ++i) load(fragments[i], source + next[i].shift);
-    for (int left = piece.steps;; left -= kBuffers, steps += kBuffers) {
-#pragma unroll
-      for (int i = 0; i < kBuffers; ++i) {
-        constexpr int kBefore = kBuffers - 1;
-        multiply(fragments[i], next[i], base);
-        next[i] = steps[i + kBuffers];
+      for (int i = 0; i < 2; ++i) {
+        multiply<0>(fragments[i], next[i].code, base + next[i].weights);
+        next[i] = steps[i + 2];
         ptx::wait_for_products<1>();  // those of the step before have read their fragments
         if (left == i + 1) {
           ptx::wait_for_products<0>();
           return;
         }
-        load(fragments[(i + kBefore) % kBuffers], source + next[(i + kBefore) % kBuffers].shift);
+        load(fragments[1 - i], next[1 - i], source);
       }
     }
 #endif
   }
 
-  // Each position's first destination voxel, and how many residues along each axis lie inside the volume.
-  __device__ __forceinline__ void place_destinations(const PipelinedItem& item) const {
+  // A position's first destination voxel, and how many residues along each axis lie inside the volume.
+  __device__ __forceinline__ int2 destination_place(const PipelinedItem& item, int position) const {
     const GatherVolume& to = arguments_.to;
-    if (thread_ >= kPositions) return;
-    const int position = warpgroup_ * kPositions + thread_;
     int along[3], voxel = 0, inside = 0;
     const int member = unfold(gather_, position, along);
 #pragma unroll
@@ -718,7 +664,7 @@ class Multiplier {
     }
     voxel += member * static_cast<int>(to.sample_stride / to.voxel_stride);
     const bool is_there = position < tile_positions_ && member < arguments_.batch - item.sample;
-    memory_.destination_places[position] = make_int2(voxel, is_there ? inside : 0);
+    return make_int2(voxel, is_there ? inside : 0);
   }
   __device__ __forceinline__ static bool is_inside(int2 place, const int (&residue)[3]) {
     return residue[0] < (place.y >> 20) && residue[1] < (place.y >> 10 & 1023) && residue[2] < (place.y & 1023);
@@ -736,17 +682,12 @@ class Multiplier {
     return arguments_.destination + item.sample * to.sample_stride +
            (static_cast<int64_t>(item.group) * to.group_channels + item.column_block * kColumns) * to.channel_stride;
   }
-  // The biases of this lane's columns from `first` on: two neighbours of each eight.
-  __device__ __forceinline__ void load_biases(const PipelinedItem& item, int first,
-                                              float (&biases)[kStaged / 4]) const {
-    const int channels = arguments_.to.group_channels, begin = item.column_block * kColumns + first;
-#pragma unroll
-    for (int i = 0; i < kStaged / 4; ++i) {
-      const int channel = begin + i / 2 * 8 + lane_ % 4 * 2 + i % 2;
-      biases[i] = arguments_.bias == nullptr || channel >= channels
-                      ? 0.0f
-                      : static_cast<float>(arguments_.bias[item.group * channels + channel]);
-    }
+  __device__ __forceinline__ float bias_of(const PipelinedItem& item, int channel) const {
+    const int channels = arguments_.to.group_channels;
+    channel += item.column_block * kColumns;
+    return arguments_.bias == nullptr || channel >= channels
+               ? 0.0f
+               : static_cast<float>(arguments_.bias[item.group * channels + channel]);
   }
   __device__ __forceinline__ void synchronize() const { ptx::barrier_sync(kWarpgroupBarrier + warpgroup_, 128); }
 
@@ -761,12 +702,16 @@ class Multiplier {
       Staged* staged = staging + lane_ % 4 * 2 * kPitch + ((thread_ / 32 * 16 + lane_ / 4) << kBits);
 #pragma unroll
       for (int first = 0; first < kColumns; first += kStaged) {
-        float biases[kStaged / 4];
-        load_biases(item, first, biases);
+        float biases[kStaged / 4];  // of two neighbours of each eight columns
+#pragma unroll
+        for (int i = 0; i < kStaged / 4; ++i) biases[i] = bias_of(item, first + i / 2 * 8 + lane_ % 4 * 2 + i % 2);
 #pragma unroll
         for (int slot = 0; slot < kSlots; slot += kRow) {
           synchronize();
-          if (first == 0 && slot == 0) place_destinations(item);
+          if (first == 0 && slot == 0 && thread_ < kPositions) {
+            const int position = warpgroup_ * kPositions + thread_;
+            memory_.destination_places[position] = destination_place(item, position);
+          }
 #pragma unroll
           for (int block = 0; block < kRowBlocks; ++block) {
 #pragma unroll
@@ -818,9 +763,9 @@ class Multiplier {
       if constexpr (kWidth == 1) {
         if (!inside[0]) continue;
 #pragma unroll
-        for (int channel = 0; channel < kStaged; ++channel) {
-          if (channel < channels) *out = static_cast<T>(in[channel * kPitch]);
-          out += to.channel_stride;
+        for (int channel = 0; channel < kStaged; channel += kShares) {
+          if (channel + share < channels) *out = static_cast<T>(in[channel * kPitch]);
+          out += kShares * static_cast<int64_t>(to.channel_stride);
         }
       } else {
         const bool pair = inside[0] && inside[1] && voxel[1] == voxel[0] + 1;
@@ -842,59 +787,60 @@ class Multiplier {
     }
   }
 
-  // NDHWC: some channels of a slot at a time, as [voxel][channel].
+  // NDHWC: the weights' columns are in such an order that a thread has neighbouring channels, and four threads all of
+  // some 32 bytes or more.
   __device__ __forceinline__ void store_by_voxels(const PipelinedItem& item, const PipelinedPhase& phase) {
-    constexpr int kVector = 16 / sizeof(T), kVectors = (kStaged + kVector - 1) / kVector;
-    constexpr int kPitch =
-        kStaged + (kStaged % 16 == 0 ? 8 : 0);  // 8 words apart modulo 16: no two lanes meet in a bank
-    const GatherVolume& to = arguments_.to;
-    float* staging = memory_.staging + warpgroup_ * kStagingFloats;
-    const int channels = min(kColumns, to.group_channels - item.column_block * kColumns);
-    T* destination = destination_of(item);
+    int2 places[kRowBlocks][2];
 #pragma unroll
-    for (int first = 0; first < kColumns; first += kStaged) {
-      float biases[kStaged / 4];
-      load_biases(item, first, biases);
+    for (int block = 0; block < kRowBlocks; ++block) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = thread_ / 32 * 16 + half * 8 + lane_ / 4;
+        places[block][half] = destination_place(item, (warpgroup_ * kRowBlocks + block) * 64 + row);
+      }
+    }
+    store_columns<0>(item, phase, places);
+  }
+  template <int kBlock>
+  __device__ __forceinline__ void store_columns(const PipelinedItem& item, const PipelinedPhase& phase,
+                                                const int2 (&places)[kRowBlocks][2]) {
+    if constexpr (kBlock < kColumns / 8) {
+      constexpr int kBlocks = blocks_together(kBlock, kColumns / 8, sizeof(T)), kCount = 2 * kBlocks;
+      const GatherVolume& to = arguments_.to;
+      const int first = kBlock * 8 + lane_ % 4 * kCount,
+                left = to.group_channels - item.column_block * kColumns - first;
+      T* destination = destination_of(item) + first;
+      float biases[kCount];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) biases[i] = bias_of(item, first + i);
 #pragma unroll
       for (int slot = 0; slot < kSlots; ++slot) {
         int residue[3];
         residues_of(phase, slot, residue);
         const int offset = (residue[0] * to.size[1] + residue[1]) * to.size[2] + residue[2];
-        synchronize();
-        if (first == 0 && slot == 0) place_destinations(item);
-        float* staged = staging + (thread_ / 32 * 16 + lane_ / 4) * kPitch + lane_ % 4 * 2;
 #pragma unroll
-        for (int block = 0; block < kRowBlocks; ++block) {
+        for (int i = 0; i < 2 * kRowBlocks; ++i) {
+          const int2 place = places[i / 2][i % 2];
+          alignas(16) T values[kCount];
 #pragma unroll
-          for (int i = 0; i < kStaged / 2; i += 2) {
-            *reinterpret_cast<float2*>(staged + (block * 64 + i / 2 % 2 * 8) * kPitch + i / 4 * 8) =
-                make_float2(totals(block, slot, first / 2 + i) + biases[i / 4 * 2],
-                            totals(block, slot, first / 2 + i + 1) + biases[i / 4 * 2 + 1]);
+          for (int k = 0; k < kCount; ++k) {
+            values[k] = static_cast<T>(totals(i / 2, slot, (kBlock + k / 2) * 4 + i % 2 * 2 + k % 2) + biases[k]);
           }
-        }
-        synchronize();
-        const bool by_vectors = arguments_.vector_stores && channels >= first + kStaged;
+          if (!is_inside(place, residue)) continue;
+          T* out = destination + static_cast<int64_t>(place.x + offset) * to.voxel_stride;
+          if (arguments_.vector_stores && left >= kCount) {
+            using Vector = std::conditional_t<sizeof(values) == 16, uint4,
+                                              std::conditional_t<sizeof(values) == 8, uint2, uint32_t>>;
+            *reinterpret_cast<Vector*>(out) = *reinterpret_cast<const Vector*>(values);
+          } else {
 #pragma unroll
-        for (int i = 0; i < (kPositions * kVectors + 127) / 128; ++i) {
-          const int piece = thread_ + i * 128, position = piece / kVectors, channel = piece % kVectors * kVector;
-          if (piece >= kPositions * kVectors) break;
-          const int2 place = memory_.destination_places[warpgroup_ * kPositions + position];
-          const float* in = staging + position * kPitch + channel;
-          T* out = destination + static_cast<int64_t>(place.x + offset) * to.voxel_stride + first + channel;
-          const bool inside = is_inside(place, residue);
-          if (by_vectors) {
-            alignas(16) T values[kVector];
-#pragma unroll
-            for (int k = 0; k < kVector; ++k) values[k] = static_cast<T>(in[k]);
-            if (inside) *reinterpret_cast<uint4*>(out) = *reinterpret_cast<const uint4*>(values);
-          } else if (inside) {
-#pragma unroll
-            for (int k = 0; k < kVector; ++k) {
-              if (first + channel + k < channels) out[k] = static_cast<T>(in[k]);
+            for (int k = 0; k < kCount; ++k) {
+              if (k < left) out[k] = values[k];
             }
           }
         }
       }
+      store_columns<kBlock + kBlocks>(item, phase, places);
     }
   }
 
@@ -903,7 +849,7 @@ class Multiplier {
   const PipelinedMemory& memory_;
   const int thread_, lane_, warpgroup_;
   int tile_positions_;
-  uint32_t rows_[kRowBlocks][kRows];
+  uint32_t rows_[kRowBlocks];
   Sums sums_;
   float totals_[kExact ? kRowBlocks : 1][kExact ? kSlots : 1][kExact ? kColumns / 2 : 1];
 };
@@ -914,7 +860,7 @@ __global__ void __launch_bounds__(512, 1)
 #if CONVT3D_HAS_WGMMA
   extern __shared__ __align__(128) unsigned char shared[];
   const PipelinedGather& gather = arguments.gather;
-  const PipelinedMemory memory(shared, gather);
+  const PipelinedMemory memory(shared, gather, arguments.loads);
   const int multiplying = 128 * gather.warpgroups, thread = static_cast<int>(threadIdx.x) - multiplying;
   const int source_threads = multiplying - 32;
   if (threadIdx.x == 0) {
@@ -967,7 +913,8 @@ __global__ void __launch_bounds__(256)
   if (!channels_first) unit = digit(gather.units);
   const int64_t block = index;
   const int channel_block = digit(gather.channel_blocks);
-  const int destination = digit(gather.column_blocks) * columns + column;
+  const int destination =
+      digit(gather.column_blocks) * columns + (channels_first ? column : channel_of_column(column, columns, sizeof(T)));
   const int64_t group = index;
   const int tap = gather.unit_order[unit] / gather.channel_groups;
   const int channel_group = gather.unit_order[unit] - tap * gather.channel_groups;
@@ -1002,7 +949,7 @@ bool launch_pipelined_entry(const PipelinedArguments<T>& arguments, cudaStream_t
   if (gather.slots != kEntry.slots || gather.columns != kEntry.columns || gather.row_blocks != kEntry.row_blocks ||
       gather.exact != kEntry.exact)
     return false;
-  if constexpr (sizeof(T) == 2 && !takes_half_types(kEntry)) {
+  if constexpr (sizeof(T) == 2 && kEntry.exact) {
     return false;
   } else {
     launch("launching gather_pipelined",
@@ -1031,14 +978,18 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
                                   GatherVolume(problem, !is_forward),
                                   problem.batch,
                                   channels_first,
-                                  false,
+                                  SourceLoads::elements,
                                   false,
                                   gather};
   constexpr int kVector = 16 / sizeof(T);
   const auto has_vectors = [&](const GatherVolume& volume, const T* data) {
     return !channels_first && volume.group_channels % kVector == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
   };
-  arguments.vector_loads = has_vectors(arguments.from, source);
+  const bool has_pairs = sizeof(T) == 2 && channels_first && gather.source_step[2] == 1 &&
+                         arguments.from.size[2] % 2 == 0 && reinterpret_cast<uintptr_t>(source) % 4 == 0;
+  arguments.loads = has_vectors(arguments.from, source) ? SourceLoads::vectors
+                    : has_pairs                         ? SourceLoads::pairs
+                                                        : SourceLoads::elements;
   arguments.vector_stores = has_vectors(arguments.to, destination);
   const int64_t pieces = gather.packed_bytes / 16 / gather.parts();
   launch("launching pack_units", pack_units_kernel<T>, dim3(static_cast<unsigned>((pieces + 255) / 256)), 256, 0,
