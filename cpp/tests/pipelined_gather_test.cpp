@@ -145,7 +145,7 @@ int main() {
 
   std::set<std::string> reached;
   std::mt19937 random(1);
-  for (int i = 0; i < 4000; ++i) {
+  for (int i = 0; i < 6000; ++i) {
     const NamedProblem named = draw(random);
     try {
       named.problem.validate();

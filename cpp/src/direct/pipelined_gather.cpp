@@ -46,16 +46,18 @@ int place_slots(const Extent& residues, PipelinedGather& gather) {
 struct Walk {
   double steps = 1, taps = 1;    // of an average phase, before channel groups repeat them
   double sets = 1;               // of slots, that they differ in
+  double busy = 1;               // the share of phases that have taps
   int64_t all_steps = 1;         // of all phases
   int64_t reach[3] = {0, 0, 0};  // how far the offsets of one phase lie apart, at most
 
   Walk(const Axes& axes, const PipelinedGather& gather) {
     for (int axis = 0; axis < 3; ++axis) {
       const int64_t extent = gather.slot_extent[axis], residues = axes[axis].destination_stride;
-      int64_t all_offsets = 0, all_contacts = 0, all_sets = 0;
+      int64_t all_offsets = 0, all_contacts = 0, all_sets = 0, busy_blocks = 0;
       for (int64_t first = 0; first < residues; first += extent) {
         const std::vector<int64_t> offsets = axes[axis].offsets(first, extent);
         all_offsets += static_cast<int64_t>(offsets.size());
+        if (!offsets.empty()) ++busy_blocks;
         if (!offsets.empty()) reach[axis] = std::max(reach[axis], offsets.back() - offsets.front());
         const int64_t end = std::min(first + extent, residues);
         for (int64_t residue = first; residue < end; ++residue)
@@ -73,6 +75,7 @@ struct Walk {
       steps *= static_cast<double>(all_offsets) / blocks;
       taps *= static_cast<double>(all_contacts) / blocks;
       sets *= static_cast<double>(all_sets) / blocks;
+      busy *= static_cast<double>(busy_blocks) / blocks;
       all_steps *= all_offsets;
     }
   }
@@ -251,37 +254,41 @@ double estimate(const Problem& problem, const Axes& axes, const Target& target, 
                 const PipelinedGather& gather) {
   const double bytes = static_cast<double>(gather_element_bytes(problem)), parts = gather.exact ? 3 : 1;
   const bool by_channels = problem.layout == Layout::ncdhw, is_half = bytes == 2;
-  const double row_groups = gather.positions() / 64.0, warpgroups = gather.warpgroups;
-  const double stages = gather.channel_blocks, chunks = stages * gather.channel_groups;
-  const double pieces = stages * std::ceil(walk.taps * gather.channel_groups / gather.piece_units);
+  const double row_groups = gather.positions() / 64.0, warpgroups = gather.warpgroups, resident = 2 / warpgroups;
   const double destinations = static_cast<double>(gather.positions()) * gather.slots * gather.columns;
-  // Resources of a multiprocessor. Channels lie apart in NCDHW, so that short rows waste parts of the 32-byte sectors
-  // at their ends; and short runs of what is written, those of DRAM's pages.
-  const double source_bytes = chunks * 32 * gather.source_positions;
-  const double weight_bytes = chunks * walk.taps * gather.unit_bytes;
-  const double sector = by_channels ? 2.9 * 32.0 / bytes : 0;
-  const double loads = (1 + sector / gather.row_pitch) * source_bytes + weight_bytes;
   const double stores = (1 + std::pow(634 / written_run(problem, axes, gather), 0.38)) * destinations * bytes;
-  const double multiply = 0.9 * row_groups * chunks * walk.taps * parts * product_cycles(gather.columns);
-  const double shared = 0.69 * (row_groups * chunks * parts * (walk.steps * 16 + walk.taps * gather.columns / 4.0) +
-                                (weight_bytes + (by_channels ? 12 * destinations : 0)) / 128);
-  const double memory = loads / 76 + stores / 36;
-  // What a multiplying warpgroup does one after the other, and what the warps that load do.
-  const double fragments = walk.steps * chunks;
-  const double dispatches = stages * std::max(walk.sets, walk.steps * gather.channel_groups / gather.step_units());
   const double way_out = destinations / (128 * warpgroups) * (by_channels ? (is_half ? 47 : 31) : is_half ? 53 : 73);
-  const double folds = gather.exact ? 1.9 * fragments * gather.slots * gather.row_blocks * gather.columns : 0;
-  const double chain = dispatches * (gather.slots > 2 ? 222 : 106) + fragments * gather.row_blocks * parts * 18.5 +
-                       folds + 182 * pieces + 1245 + way_out;
-  const double loading = source_bytes / 512 * (by_channels ? (is_half ? 145 : 125) : 109) / warpgroups + 448 * stages;
-  // Others do something else meanwhile: the parts of an item overlap, but not wholly.
-  const double resident = 2 / warpgroups;
-  const double terms[] = {resident * multiply,    resident * shared, resident * memory, chain, loading,
-                          chain + 0.41 * multiply};
-  double item = 0;
-  for (const double term : terms) item += std::pow(term, 2.55);
-  item = std::pow(item, 1 / 2.55);
-  return std::ceil(static_cast<double>(gather.items) / (resident * static_cast<double>(target.parallelism))) * item;
+  // A tile with so many times the taps of the average phase.
+  const auto tile_cycles = [&](double share) {
+    const double steps = share * walk.steps, taps = share * walk.taps, sets = share * walk.sets;
+    const double stages = share > 0 ? gather.channel_blocks : 0, chunks = stages * gather.channel_groups;
+    const double pieces = stages * std::ceil(taps * gather.channel_groups / gather.piece_units);
+    // Resources of a multiprocessor. Channels lie apart in NCDHW, so that short rows waste parts of the 32-byte sectors
+    // at their ends; and short runs of what is written, those of DRAM's pages.
+    const double source_bytes = chunks * 32 * gather.source_positions;
+    const double weight_bytes = chunks * taps * gather.unit_bytes;
+    const double sector = by_channels ? 2.9 * 32.0 / bytes : 0;
+    const double loads = (1 + sector / gather.row_pitch) * source_bytes + weight_bytes;
+    const double multiply = 0.9 * row_groups * chunks * taps * parts * product_cycles(gather.columns);
+    const double shared = 0.69 * (row_groups * chunks * parts * (steps * 16 + taps * gather.columns / 4.0) +
+                                  (weight_bytes + (by_channels ? 12 * destinations : 0)) / 128);
+    const double memory = loads / 76 + stores / 36;
+    // What a multiplying warpgroup does one after the other, and what the warps that load do.
+    const double fragments = steps * chunks;
+    const double dispatches = stages * std::max(sets, steps * gather.channel_groups / gather.step_units());
+    const double folds = gather.exact ? 1.9 * fragments * gather.slots * gather.row_blocks * gather.columns : 0;
+    const double chain = dispatches * (gather.slots > 2 ? 222 : 106) + fragments * gather.row_blocks * parts * 18.5 +
+                         folds + 182 * pieces + 1245 + way_out;
+    const double loading = source_bytes / 512 * (by_channels ? (is_half ? 145 : 125) : 109) / warpgroups + 448 * stages;
+    // Others do something else meanwhile: the parts overlap, but not wholly.
+    const double terms[] = {resident * multiply,    resident * shared, resident * memory, chain, loading,
+                            chain + 0.41 * multiply};
+    double cycles = 0;
+    for (const double term : terms) cycles += std::pow(term, 2.55);
+    return std::pow(cycles, 1 / 2.55);
+  };
+  const double cycles = walk.busy * tile_cycles(1 / walk.busy) + (1 - walk.busy) * tile_cycles(0);
+  return std::ceil(static_cast<double>(gather.items) / (resident * static_cast<double>(target.parallelism))) * cycles;
 }
 
 // Tries every tile with the kernel that `gather` names, and keeps the cheapest in `best`.
