@@ -53,13 +53,6 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[2], uint3
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(row));
 }
 
-// 4 bytes of shared memory, by address.
-__device__ __forceinline__ uint32_t load_word(uint32_t address) {
-  uint32_t word;
-  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
-  return word;
-}
-
 // float32 rounded to tf32's ten bits of mantissa, nearest, ties away from zero.
 __device__ __forceinline__ float round_to_tf32(float value) {
 #if CONVT3D_HAS_MMA
@@ -278,12 +271,6 @@ __device__ __forceinline__ void arrive(uint32_t barrier) {
 __device__ __forceinline__ void arrive_announcing(uint32_t barrier, uint32_t bytes) {
 #if CONVT3D_HAS_WGMMA
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-#endif
-}
-// Arrives once this thread's copies of elements and vectors so far have.
-__device__ __forceinline__ void arrive_after_copies(uint32_t barrier) {
-#if CONVT3D_HAS_WGMMA
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 #endif
 }
 // Until the phase of this parity has ended.

@@ -3,19 +3,18 @@
 //
 // Thread mapping: `warpgroups` warpgroups multiply, as many load. A multiplying warpgroup makes 64 * kRowBlocks
 // positions for kSlots residues and kColumns channels in registers. Any shifted window of positions is one of rows in
-// shared memory, where the source lies as [channel][position] (float32 in NCDHW) or as [16 bytes of
-// channels][position][16 bytes], so that fragments load alike whatever the step; weights lie as [16 bytes of
-// channels][column][16 bytes], which wgmma reads where they are. Of the loading warps one has the weights copied in
-// bulk, in pieces; the others copy the source behind their own backs, and round it to TF32 where it has arrived. Both
-// fill rings of stages; a barrier for each stage says that it is full, another that it is free again. A block goes from
-// tile to tile, so that the next one is loaded while the sums of the last leave. They leave through shared memory, so
-// that a warp writes neighbours.
+// shared memory, where the source lies as [16 bytes of channels][position][16 bytes], so that ldmatrix loads fragments
+// alike whatever the step; weights lie as [16 bytes of channels][column][16 bytes], which wgmma reads where they are.
+// Of the loading warps one has the weights copied in bulk, in pieces; through the others' registers the source passes.
+// Both fill rings of stages; a barrier for each stage says that it is full, another that it is free again. A block goes
+// from tile to tile, so that the next one is loaded while the sums of the last leave: in NCDHW through shared memory,
+// so that a warp writes neighbours, in NDHWC from registers.
 //
 // Traffic: the source once for every block of columns and residues, with its halo; the weights once for every tile,
 // from L2; the destination once. Floor: 2 * taps * channels operations a destination at the tensor cores' rate, or its
-// bytes. Samples (H200) say that it is bound by what a warp does between two steps' products, in order: kb61 has its
-// tensor cores about half busy; and, where writing should bound it, by taking turns: on kb73 a multiplying warp is on
-// the way out for 37 % of its time, and multiplies nothing meanwhile.
+// bytes. With 64 columns and more, products run at cuBLAS's rate; below, a multiplying warp's own instructions bound it
+// (kb61: tensor cores 60 % busy). Where writing should bound it, taking turns does: on kb73 a multiplying warp is on
+// the way out for half its time, and multiplies nothing meanwhile.
 #pragma once
 
 #include <cuda_bf16.h>
