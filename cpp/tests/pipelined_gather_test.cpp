@@ -93,6 +93,27 @@ void check_tables(const NamedProblem& named, Operator op, const PipelinedGather&
   CHECK(gather.source_stages >= 2 && gather.weight_stages >= 2) << named;
 }
 
+// In NDHWC every channel has a column, and what a thread of four sums at once are neighbours, in the threads' order.
+void check_columns() {
+  for (const GatherConfiguration& configuration : kPipelinedGathers) {
+    const int columns = configuration.columns;
+    for (const int bytes : {2, 4}) {
+      std::set<int> seen;
+      for (int column = 0; column < columns; ++column) seen.insert(channel_of_column(column, columns, bytes));
+      CHECK(static_cast<int>(seen.size()) == columns && *seen.begin() == 0 && *seen.rbegin() == columns - 1) << columns;
+      for (int block = 0; block < columns / 8;) {
+        const int together = blocks_together(block, columns / 8, bytes);
+        for (int i = 0; i < 8 * together; ++i) {
+          const int thread = i / (2 * together), sum = i % (2 * together);
+          const int column = 8 * (block + sum / 2) + 2 * thread + sum % 2;
+          CHECK(channel_of_column(column, columns, bytes) == 8 * block + i) << columns << " columns, " << bytes;
+        }
+        block += together;
+      }
+    }
+  }
+}
+
 // A problem of a size as networks have them.
 NamedProblem draw(std::mt19937& random) {
   const auto pick = [&random](std::initializer_list<int> values) { return values.begin()[random() % values.size()]; };
@@ -120,6 +141,7 @@ NamedProblem draw(std::mt19937& random) {
 }  // namespace
 
 int main() {
+  check_columns();
   int taken = 0;
   const auto cut_and_check = [&taken](const NamedProblem& named, Operator op) {
     PipelinedGather gather;

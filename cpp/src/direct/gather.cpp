@@ -6,6 +6,8 @@
 #include <numeric>
 #include <set>
 
+#include "direct/shared_memory.h"
+
 namespace convt3d::direct {
 namespace {
 
@@ -209,7 +211,7 @@ void try_tiles(const Problem& problem, const std::array<GatherAxis, 3>& axes, co
       const int64_t output = 4 * gather.columns * (positions * gather.slot_extent[2] + 4);
       gather.shared_bytes = std::max(stages, output) + 8 * (gather.units * threads + positions);
       const int64_t blocks = 4 / gather.warpgroups;
-      if (gather.shared_bytes > target.shared_memory / blocks - kBlockOverhead) continue;
+      if (gather.shared_bytes > shared_memory_of_block(target, blocks)) continue;
       const double cost = estimate(problem, target, walk, gather);
       if (cost < least) {
         least = cost;

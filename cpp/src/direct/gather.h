@@ -47,7 +47,6 @@ inline bool is_short_exact_sum(const Problem& problem, Operator op) {
 
 // What both tensor-core gathers ask of a problem, and how they cut it.
 constexpr int64_t kGatherLimit = std::numeric_limits<int32_t>::max() / 2;
-constexpr int64_t kBlockOverhead = 1024;  // of shared memory, that the driver keeps for each block
 inline int64_t gather_element_bytes(const Problem& problem) { return problem.dtype == DataType::float32 ? 4 : 2; }
 // Whether they take the type, and offsets inside a sample can be counted in 32 bits.
 bool suits_tensor_gather(const Problem& problem);

@@ -8,6 +8,8 @@
 #include <set>
 #include <vector>
 
+#include "direct/shared_memory.h"
+
 namespace convt3d::direct {
 namespace {
 
@@ -206,7 +208,7 @@ bool divide_memory(const Target& target, const Walk& walk, PipelinedGather& gath
   const int64_t resident = 2 / gather.warpgroups;
   const int64_t fixed = 256 + gather.staging_bytes + 8 * gather.positions() +
                         12 * gather.lines() * (gather.width + 2);  // places and targets, also of pairs
-  const int64_t room = target.shared_memory / resident - kBlockOverhead - fixed;
+  const int64_t room = shared_memory_of_block(target, resident) - fixed;
   const auto all_units = static_cast<int64_t>(std::ceil(walk.taps)) * gather.channel_groups;
   for (const int64_t pieces_bytes : {32 << 10, 16 << 10, 8 << 10}) {
     const int64_t least = int64_t{gather.slots} * gather.step_units();

@@ -4,12 +4,12 @@
 #include <limits>
 #include <vector>
 
+#include "direct/shared_memory.h"
 #include "geometry.h"
 
 namespace convt3d::direct {
 namespace {
 
-constexpr int64_t kReservedShared = 1024;  // that the driver keeps for each block
 constexpr int64_t kMostStages = 4;
 constexpr int kMostSynchronousProducts = 28;
 constexpr int64_t kScratchBytes = 128 * 16;  // of a stage: 16 for each loading thread
@@ -111,7 +111,7 @@ class Search {
       : problem_(problem),
         output_(problem.output()),
         multiprocessors_(std::max<int64_t>(target.parallelism, 1)),
-        shared_(target.shared_memory - kReservedShared),
+        shared_(shared_memory_of_block(target, 1)),
         element_(element_size(problem.dtype)),
         step_(32 / element_),
         ieee_(problem.dtype == DataType::float32 && problem.precision == Precision::ieee),
