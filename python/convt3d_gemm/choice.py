@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 
 from convt3d_gemm.bench.inputs import MEMORY_FORMATS, Layout
 from convt3d_gemm.bench.layers import PRESETS, SPECIFICATION_HELP, Layer, parse_layer
 from convt3d_gemm.bench.measure import comparison_mode
-from convt3d_gemm.bench.options import DTYPES
+from convt3d_gemm.bench.options import DTYPES, TF32_HELP, argument_type, list_of, parse_device
 from convt3d_gemm.binding import has_backend, missing_backend
 from convt3d_gemm.compatibility import allows_tf32
 from convt3d_gemm.explanation import explain_problem
@@ -23,8 +21,6 @@ from convt3d_gemm.settings import get_workspace_limit
 from convt3d_gemm.tuning import tune_problems
 
 __all__ = ["add_explain_arguments", "add_tune_arguments", "forward_of", "run_explain", "run_tune"]
-
-_Item = TypeVar("_Item")
 
 
 def add_explain_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,52 +42,29 @@ def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_which(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--layer", action="append", default=[], type=_readable(parse_layer), metavar="LAYER", help=SPECIFICATION_HELP
+        "--layer",
+        action="append",
+        default=[],
+        type=argument_type(parse_layer),
+        metavar="LAYER",
+        help=SPECIFICATION_HELP,
     )
     parser.add_argument("--preset", choices=tuple(PRESETS), help="the layers of a preset of convt3d bench")
-    parser.add_argument("--device", type=_readable(_device), help="cpu, cuda or cuda:N (default: cuda if there is one)")
     parser.add_argument(
-        "--dtype", type=_readable(_dtypes), default=[torch.float32], help=f"of {', '.join(DTYPES)} (default: float32)"
+        "--device", type=argument_type(parse_device), help="cpu, cuda or cuda:N (default: cuda if there is one)"
+    )
+    parser.add_argument(
+        "--dtype",
+        type=argument_type(list_of(DTYPES, "dtype")),
+        default=[torch.float32],
+        help=f"of {', '.join(DTYPES)} (default: float32)",
     )
     parser.add_argument("--layout", choices=tuple(MEMORY_FORMATS), default="ncdhw", help="default: ncdhw")
     parser.add_argument(
         "--tf32",
         action=argparse.BooleanOptionalAction,
-        help="whether float32 on a GPU may use TF32 (default: as torch.backends.cudnn.allow_tf32 has it)",
+        help=TF32_HELP,
     )
-
-
-def _readable(parse: Callable[[str], _Item]) -> Callable[[str], _Item]:
-    """``parse`` for argparse, which hides what a ValueError says."""
-
-    def parse_argument(text: str) -> _Item:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parse_argument
-
-
-def _dtypes(text: str) -> list[torch.dtype]:
-    names = [name.strip() for name in text.split(",")]
-    unknown = [name for name in names if name not in DTYPES]
-    if unknown:
-        raise ValueError(f"no dtype is called {unknown[0]!r}: there are {', '.join(DTYPES)}")
-    return [DTYPES[name] for name in names]
-
-
-def _device(text: str) -> torch.device:
-    try:
-        device = torch.device(text)
-    except RuntimeError as error:
-        raise ValueError(str(error).partition("\n")[0]) from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"must be cpu, cuda or cuda:N, got {text}")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"there is no {text}: PyTorch finds {count} CUDA devices")
-    return device
 
 
 def run_explain(arguments: argparse.Namespace) -> int:

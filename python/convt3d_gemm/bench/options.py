@@ -25,6 +25,8 @@ DTYPES = {
 
 LAYOUTS: dict[str, Layout] = {layout: layout for layout in MEMORY_FORMATS}
 
+TF32_HELP = "whether float32 on a GPU may use TF32 (default: as torch.backends.cudnn.allow_tf32 has it)"
+
 DESCRIPTION = """\
 Compare the algorithms for transposed 3-D convolutions on this machine, layer by layer. Every result is
 checked against float64 before it is timed; the competitors take turns; losses are printed like wins."""
@@ -43,13 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layer",
         action="append",
         default=[],
-        type=_argument(parse_layer),
+        type=argument_type(parse_layer),
         metavar="LAYER",
         help=f"{SPECIFICATION_HELP}. May be given several times",
     )
     which.add_argument(
         "--model",
-        type=_argument(parse_factory),
+        type=argument_type(parse_factory),
         metavar="PACKAGE.MODULE:FACTORY",
         help=f"{FACTORY_HELP}. Its transposed convolutions are measured with the shapes that they see, and the whole "
         "network before and after they are replaced, forward and training step",
@@ -58,14 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--input",
         action="append",
         default=[],
-        type=_argument(parse_input_size),
+        type=argument_type(parse_input_size),
         metavar="NxCxDxHxW",
         help="the size of the model's input, such as 1x1x96x96x96. May be given several times, for several inputs",
     )
     which.add_argument(
         "--algorithm",
         action="append",
-        type=_argument(_list_of(ALGORITHMS, "algorithm")),
+        type=argument_type(list_of(ALGORITHMS, "algorithm")),
         metavar="NAME[,NAME]",
         help=f"of {', '.join(ALGORITHMS)} (default: {','.join(DEFAULT_ALGORITHMS)}; with --model auto, too)",
     )
@@ -76,35 +78,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     how = parser.add_argument_group("how to measure it")
-    how.add_argument("--device", type=_argument(_device), help="cpu, cuda or cuda:N (default: cuda if there is one)")
+    how.add_argument(
+        "--device", type=argument_type(parse_device), help="cpu, cuda or cuda:N (default: cuda if there is one)"
+    )
     how.add_argument(
         "--dtype",
         action="append",
-        type=_argument(_list_of(DTYPES, "dtype")),
+        type=argument_type(list_of(DTYPES, "dtype")),
         metavar="DTYPE[,DTYPE]",
         help=f"of {', '.join(DTYPES)} (default: float32)",
     )
     how.add_argument(
         "--layout",
         action="append",
-        type=_argument(_list_of(LAYOUTS, "layout")),
+        type=argument_type(list_of(LAYOUTS, "layout")),
         metavar="LAYOUT[,LAYOUT]",
         help=f"memory format, of {', '.join(LAYOUTS)} (default: ncdhw)",
     )
     how.add_argument(
         "--tf32",
         action=argparse.BooleanOptionalAction,
-        help="whether float32 on a GPU may use TF32 (default: as torch.backends.cudnn.allow_tf32 has it)",
+        help=TF32_HELP,
     )
     how.add_argument(
         "--repeats",
-        type=_argument(_positive(int)),
+        type=argument_type(_positive(int)),
         default=100,
         help="at most this many of each (default: 100)",
     )
     how.add_argument(
         "--seconds",
-        type=_argument(_positive(float)),
+        type=argument_type(_positive(float)),
         default=0.5,
         help="stop repeating one layer after this time, but not before 3 repeats (default: 0.5)",
     )
@@ -113,10 +117,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--markdown", _file_to_write, "the tables, in Markdown,"),
         ("--plot", _picture_to_write, "all layers' times and a roofline, as a picture (png, svg or pdf),"),
     ):
-        parser.add_argument(option, type=_argument(parse), metavar="FILE", help=f"write {what} to FILE")
+        parser.add_argument(option, type=argument_type(parse), metavar="FILE", help=f"write {what} to FILE")
 
 
-def _argument(parse: Callable[[str], _Item]) -> Callable[[str], _Item]:
+def argument_type(parse: Callable[[str], _Item]) -> Callable[[str], _Item]:
     """``parse`` for argparse, which shows the message of its own exception but hides that of a ValueError."""
 
     def parse_argument(text: str) -> _Item:
@@ -128,7 +132,9 @@ def _argument(parse: Callable[[str], _Item]) -> Callable[[str], _Item]:
     return parse_argument
 
 
-def _list_of(table: dict[str, _Item], kind: str) -> Callable[[str], list[_Item]]:
+def list_of(table: dict[str, _Item], kind: str) -> Callable[[str], list[_Item]]:
+    """Reads names of ``table`` with commas between them."""
+
     def parse(text: str) -> list[_Item]:
         names = [name.strip() for name in text.split(",")]
         for name in names:
@@ -164,17 +170,15 @@ def _picture_to_write(text: str) -> Path:
     return path
 
 
-def _device(text: str) -> torch.device:
+def parse_device(text: str) -> torch.device:
+    """A device that this machine has, from ``cpu``, ``cuda`` or ``cuda:N``."""
     try:
         device = torch.device(text)
     except RuntimeError as error:
         raise ValueError(str(error).splitlines()[0]) from None
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"must be cpu, cuda or cuda:N, got {text}")
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if count == 0:
-            raise ValueError("this PyTorch finds no CUDA device")
-        if (device.index or 0) >= count:
-            raise ValueError(f"there is no {text}: this machine has {count} CUDA devices")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(f"there is no {text}: PyTorch finds {count} CUDA devices")
     return device
