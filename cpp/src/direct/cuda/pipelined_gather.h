@@ -460,10 +460,10 @@ class Multiplier {
             ptx::wait(memory_.weights_full(weights.stage), weights.parity);
             multiply_piece(gather_.tables.pieces[phase.first_piece + number], source_offset,
                            memory_.weights + weights.stage * static_cast<uint32_t>(gather_.weight_stage_bytes));
-            release(memory_.weights_free(weights.stage));
+            ptx::arrive(memory_.weights_free(weights.stage));
             weights.advance(gather_.weight_stages);
           }
-          release(memory_.source_free(source.stage));
+          ptx::arrive(memory_.source_free(source.stage));
           source.advance(gather_.source_stages);
         }
       }
@@ -498,11 +498,6 @@ class Multiplier {
         for (int i = 0; i < kColumns / 2; ++i) body(block, slot, i);
       }
     }
-  }
-
-  __device__ __forceinline__ void release(uint32_t barrier) const {
-    __syncwarp();
-    if (lane_ == 0) ptx::arrive(barrier);
   }
 
   __device__ __forceinline__ float& totals(int block, int slot, int i) {
@@ -865,11 +860,11 @@ __global__ void __launch_bounds__(512, 1)
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < gather.source_stages; ++stage) {
       ptx::make_barrier(memory.source_full(stage), source_threads);
-      ptx::make_barrier(memory.source_free(stage), multiplying / 32);
+      ptx::make_barrier(memory.source_free(stage), multiplying);
     }
     for (int stage = 0; stage < gather.weight_stages; ++stage) {
       ptx::make_barrier(memory.weights_full(stage), 1);
-      ptx::make_barrier(memory.weights_free(stage), multiplying / 32);
+      ptx::make_barrier(memory.weights_free(stage), multiplying);
     }
     ptx::fence_shared_for_wgmma();
   }
