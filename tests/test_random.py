@@ -117,7 +117,8 @@ def check_random(operator: str, algorithm: str, device: torch.device, families: 
             ratios.setdefault(name, []).append(math.log(ours_off / theirs_off))
 
     check()
-    assert kernels == families
+    # mma.sync's gather takes what the pipelined one on 9.0 has no room for.
+    assert families <= kernels <= families | {"tensor"}
     for name, logarithms in ratios.items():
         if len(logarithms) < FEW_CASES:
             continue

@@ -61,12 +61,32 @@ struct RegionAxis {
 struct Region {
   RegionAxis axis[3];
   int32_t entries = 0;
+  int32_t span = 1;         // positions that are loaded together along the width: 1, 2 or 4
+  int32_t spans = 0;        // of a line, where they are several
+  int32_t columns = 0;      // along the width, and a margin before them, where they are loaded so
   int32_t chunks = 0;       // of 16 bytes of channels
   int32_t chunk_pitch = 0;  // bytes
   int32_t slot_bits = 0;    // x in float32: 2, as 4 slots share 16 bytes
   int32_t slot_pitch = 16;  // bytes, of such a group of slots
   int32_t offset = 0;       // bytes from a stage's beginning
-  int32_t scratch = 0;      // bytes from the region's, where loading threads write what belongs nowhere
+
+  // What is loaded together along the width.
+  CONVT3D_HOST_DEVICE int32_t cells_of_line() const { return span > 1 ? spans : axis[2].entries; }
+  CONVT3D_HOST_DEVICE int32_t cells() const { return axis[0].entries * axis[1].entries * cells_of_line(); }
+};
+
+// A loading thread takes 64 bytes at once, a unit: so many chunks of 16 bytes of channels of a cell, that is of each of
+// its `span` positions. Where channels are neighbours in memory, it takes two chunks of two cells.
+constexpr CONVT3D_HOST_DEVICE int chunks_of_unit(int span, int element_size) {
+  return (span * element_size < 4 ? 16 : 64 / (span * element_size)) * element_size / 16;
+}
+
+// The units of a region: `together` follow each other before those of the next channels begin.
+struct Units {
+  int32_t together = 1, count = 1;
+  int32_t sharers = 1;  // neighbouring threads that take a cell's chunks in turn, so that their loads fill a sector
+
+  Units(const Region& region, bool vectors, int element_size);
 };
 
 struct ReductionAxis {
@@ -91,6 +111,8 @@ struct TensorReduction {
   int32_t columns_per_tile = 8;  // input channels of a tile,
   int32_t column_tiles = 1;      // and tiles that share the group's
   int32_t tiles = 1;             // all of them, the groups' too
+
+  int32_t loading_threads = 128;  // beside the 256 that compute
 
   int32_t boxes = 1;   // of voxels, in all samples
   int32_t parts = 1;   // shares of them, each with a partial sum

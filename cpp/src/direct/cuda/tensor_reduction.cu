@@ -2,7 +2,6 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include <cmath>
 #include <utility>
 
 #include "cuda/launch.h"
@@ -14,11 +13,14 @@ namespace {
 
 constexpr int kComputingWarps = 8;
 constexpr int kComputingThreads = 32 * kComputingWarps;
-constexpr int kLoadingThreads = 128;
-constexpr int kThreads = kComputingThreads + kLoadingThreads;
 
-// On sm_90, registers a thread; 168 times kThreads in all.
-constexpr int kComputingRegisters = 184, kLoadingRegisters = 136;
+// Threads of a block at most, see TensorReduction::loading_threads; on sm_90 registers a thread, in all 128 of each.
+#if CONVT3D_HAS_WGMMA
+constexpr int kMostThreads = 512;
+#else
+constexpr int kMostThreads = 384;
+#endif
+constexpr int kComputingRegisters = 184, kLoadingRegisters = 72;
 
 // Channels in 16 bytes.
 template <class T>
@@ -31,9 +33,25 @@ constexpr int kStep = 32 / static_cast<int>(sizeof(T));
 // The regions of a block.
 constexpr int kInput = 0, kGradOutput = 1;
 
-// How a loading thread fetches chunks of 16 bytes of channels: where they are neighbours in memory, and aligned, each
-// by one load; otherwise an element a load, for one position, or, where chunks are few, for two or four at once.
-enum class Fetch : int { vectors, one, two, four };
+// How a loading thread fetches channels: 16 bytes where they are neighbours in memory, and aligned; otherwise one by
+// one, of one position, or of two or four neighbours along the width where rows and tensors are aligned to so many.
+enum class Fetch : int { vectors, elements, pairs, quads };
+
+// What a thread loads at once, a unit: kLoads loads of each of kCells cells make kChunks times 16 bytes of channels.
+template <class T, Fetch kFetch>
+struct Unit {
+  static constexpr bool kVectors = kFetch == Fetch::vectors;
+  static constexpr int kSpan = kFetch == Fetch::quads ? 4 : kFetch == Fetch::pairs ? 2 : 1;  // positions of a cell
+  static constexpr int kBytes = kVectors ? 16 : kSpan * int{sizeof(T)};                      // of a load
+  using Element =
+      std::conditional_t<kBytes == 16, uint4,
+                         std::conditional_t<kBytes == 8, uint2, std::conditional_t<kBytes == 4, uint32_t, uint16_t>>>;
+  static constexpr int kWords = kBytes < 4 ? 1 : kBytes / 4;
+  static constexpr int kCells = kVectors ? 2 : 1;
+  static constexpr int kLoads = 16 / kCells / kWords;
+  static constexpr int kChunks = kVectors ? kLoads : chunks_of_unit(kSpan, sizeof(T));
+  static_assert(kVectors || kChunks * kChunk<T> == kLoads);
+};
 
 // x or gy in global memory. Strides are in bytes, but where they say elements.
 template <class T>
@@ -41,9 +59,11 @@ struct Volume {
   const T* data = nullptr;
   int64_t sample_elements = 0;
   int32_t channel_stride = 0, voxel_stride = 0;
-  Fetch fetch = Fetch::one;
-  int32_t blocks = 0;        // of positions, of a box
-  int32_t chunk_groups = 1;  // loads that take all chunks of a position
+  Fetch fetch = Fetch::elements;
+  int32_t sharers = 1;                // neighbouring threads that take a cell's chunks in turn
+  int32_t cells = 0;                  // of a box's region
+  int32_t units = 0;                  // of all their channels
+  Divisor<int32_t> by_unit_cells{1};  // units that follow each other before the next channels' begin
 };
 
 template <class T>
@@ -53,11 +73,20 @@ struct Arguments {
   float* partials;
   int64_t partial_elements;
   bool channels_last;
+  int32_t first_grad_output, units;  // of a box: x's, made up to whole warps, come before gy's
 };
 
-// A position of a region: where in the volume, from the region's origin, and where in shared memory.
-struct Entry {
-  int32_t voxel, target;  // the latter in bytes
+// What the loading threads know of the two regions' cells, in shared memory, the former region's first.
+struct CellTables {
+  struct Source {
+    uint32_t shifts;  // from the region's origin, packed
+    int32_t voxel;    // likewise, in voxels
+  };
+  Source* sources;
+  uint32_t* places;     // the slot of its position, and its column from bit 16 on; of several positions the line's slot
+  int16_t* columns[2];  // the slot of each column along the width, negative where none is; kMargin before the first
+
+  static constexpr int kMargin = 3;
 };
 
 // A block's output tile, and its share of the boxes.
@@ -134,7 +163,7 @@ struct Along {
 __device__ void tabulate(const RegionAxis& axis, Along* table) {
   for (int run = 0; run < axis.runs; ++run) {
     const RegionAxis::Run own = axis.run[run];
-    for (int at = threadIdx.x; at < own.length; at += kThreads) {
+    for (int at = threadIdx.x; at < own.length; at += blockDim.x) {
       const int shift = own.shift + at * axis.stride;
       int rank = at;
       for (int other = 0; other < axis.runs; ++other) {
@@ -147,18 +176,25 @@ __device__ void tabulate(const RegionAxis& axis, Along* table) {
   }
 }
 
-// Writes all positions of a region, from the tables of its width, height and depth.
-__device__ void tabulate(const Region& region, const Along* widths, Entry* entries, uint32_t* shifts) {
+// Writes all cells of a region, whose first is number `first`, from the tables of its width, height and depth; and the
+// slots of its columns, where `columns` are -1 so far.
+__device__ void tabulate(const Region& region, const Along* widths, const CellTables& tables, int first,
+                         int16_t* columns) {
   const Along* heights = widths + region.axis[2].entries;
   const Along* depths = heights + region.axis[1].entries;
-  for (int index = threadIdx.x; index < region.entries; index += kThreads) {
-    const int line = index / region.axis[2].entries, plane = line / region.axis[1].entries;
-    const Along depth = depths[plane], height = heights[line - plane * region.axis[1].entries],
-                width = widths[index - line * region.axis[2].entries];
-    const int slot = depth.slot + height.slot + width.slot, group = slot >> region.slot_bits;
-    entries[index] = {(depth.shift * region.axis[1].extent + height.shift) * region.axis[2].extent + width.shift,
-                      group * region.slot_pitch + (slot - (group << region.slot_bits)) * 4};
-    shifts[index] = packed_shifts(depth.shift, height.shift, width.shift);
+  const int in_line = region.cells_of_line(), span = region.span;
+  for (int index = threadIdx.x; index < region.cells(); index += blockDim.x) {
+    const int line = index / in_line, plane = line / region.axis[1].entries, in_width = index - line * in_line;
+    const Along depth = depths[plane], height = heights[line - plane * region.axis[1].entries];
+    const Along width = span > 1 ? Along{span * in_width, 0} : widths[in_width];
+    tables.sources[first + index] = {
+        packed_shifts(depth.shift, height.shift, width.shift),
+        (depth.shift * region.axis[1].extent + height.shift) * region.axis[2].extent + width.shift};
+    tables.places[first + index] =
+        static_cast<uint32_t>(depth.slot + height.slot + width.slot) | static_cast<uint32_t>(width.shift) << 16;
+  }
+  for (int index = threadIdx.x; span > 1 && index < region.axis[2].entries; index += blockDim.x) {
+    columns[CellTables::kMargin + widths[index].shift] = static_cast<int16_t>(widths[index].slot);
   }
 }
 
@@ -173,7 +209,7 @@ __device__ int voxel_offset(const TensorReduction& cut, int voxel) {
 __device__ void tabulate_steps(const TensorReduction& cut, int32_t* table) {
   const RegionAxis(&axis)[3] = cut.region[kGradOutput].axis;
   const int width_steps = cut.axis[2].voxels / cut.axis[2].step, height_steps = cut.axis[1].voxels / cut.axis[1].step;
-  for (int step = threadIdx.x; step < cut.steps; step += kThreads) {
+  for (int step = threadIdx.x; step < cut.steps; step += static_cast<int>(blockDim.x)) {
     const int line = step / width_steps, plane = line / height_steps;
     table[step] = (plane * cut.axis[0].step * axis[0].slot_pitch +
                    (line - plane * height_steps) * cut.axis[1].step * axis[1].slot_pitch +
@@ -182,81 +218,71 @@ __device__ void tabulate_steps(const TensorReduction& cut, int32_t* table) {
   }
 }
 
-// Loads under way: 16-byte vectors, or the elements that will make them up, and where they go.
-template <class T>
-struct Batch {
-  static constexpr int kRegisters = 32;
-  static constexpr int kVectors = kRegisters / 4;           // of Fetch::vectors,
-  static constexpr int kVectorPositions = 4;                // for so many positions
-  static constexpr int kGathered = kRegisters / kChunk<T>;  // of the other ways
-  uint32_t element[kRegisters];
-  int32_t target[kVectors];  // in bytes from the region's beginning
-  bool gathered;
-  bool waiting = false;  // to be stored
-};
+// The named barriers by which the loading and the computing warps hand each other the stages.
+__device__ int full(int stage) { return 1 + stage; }
+__device__ int empty(const TensorReduction& cut, int stage) { return 1 + cut.stages + stage; }
 
-// The tables of both regions, one after the other.
-struct Tables {
-  const Entry* entries;
-  const uint32_t* shifts;
-};
-
-// All loads of a thread, through the boxes, their regions, the positions and their channels.
-template <class T>
+// The loading warps. Through all boxes each thread takes a unit in turn, of x and then of gy. Two are in its registers:
+// while one is stored, the other is on its way, be it another box's.
+template <class T, bool kRound>
 class Loader {
-  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
-
  public:
-  __device__ Loader(const Arguments<T>& in, const Assignment& own, const Tables& tables)
-      : in_(in), own_(own), tables_(tables), walk_(in.cut, own.first_box) {
-    thread_ = static_cast<int>(threadIdx.x) - kComputingThreads;
-    if (own.boxes > 0) enter();
-  }
+  __device__ Loader(const Arguments<T>& in, const Assignment& own, const CellTables& tables, unsigned char* stages)
+      : in_(in), own_(own), tables_(tables), stages_(stages), walk_(in.cut, own.first_box), stage_(-in.cut.stages) {}
 
-  // The next of them, if there is one.
-  __device__ void fetch(Batch<T>& batch) {
-    if (boxes_ == own_.boxes) return;
-    batch.waiting = true;
-    switch (in_.volume[region_].fetch) {
-      case Fetch::vectors:
-        vectors(batch);
-        break;
-      case Fetch::one:
-        gather<1>(batch);
-        break;
-      case Fetch::two:
-        gather<2>(batch);
-        break;
-      case Fetch::four:
-        gather<4>(batch);
-        break;
+  __device__ void run() {
+    if (own_.boxes == 0) return;
+    channels_[kInput] = own_.channels(in_.cut, kInput);
+    channels_[kGradOutput] = own_.channels(in_.cut, kGradOutput);
+    begin_box();
+    // The copy waits for what is loaded, but a warp that has begun to load more would wait for that as well.
+    Batch batch, next;
+    load(batch);
+#pragma unroll 1
+    while (advance()) {
+      load(next);
+      put(batch);
+      batch = next;
     }
-    if (++chunk_group_ < in_.volume[region_].chunk_groups) return;
-    chunk_group_ = 0;
-    if (++block_ < in_.volume[region_].blocks) return;
-    block_ = 0;
-    region_ = 1 - region_;
-    if (region_ == kInput) {
-      walk_.advance(in_.cut);
-      if (++boxes_ == own_.boxes) return;
-    }
-    enter();
+    put(batch);
   }
 
  private:
-  // Begins a region.
-  __device__ void enter() {
+  // A unit as loaded, so that nothing waits for it before it is stored.
+  struct Batch {
+    uint32_t word[16];
+    int begins_before;  // see Place
+  };
+  // A region of the present box: the volume at the region's origin, and the shifts that lie inside. Cells of several
+  // columns begin where the volume's do, so many columns before the region.
+  struct Place {
+    const char* data;
+    uint32_t low, high;
+    int begins_before;
+  };
+  // A unit of a region: its first cell, and the first of its chunks, which are every so many.
+  struct Piece {
+    int first_cell, first_chunk;
+    bool exists;
+  };
+
+  __device__ void begin_box() {
+    place_[kInput] = place_of<kInput>();
+    place_[kGradOutput] = place_of<kGradOutput>();
+  }
+  template <int kRegion>
+  __device__ Place place_of() const {
     const TensorReduction& cut = in_.cut;
-    const Region& region = cut.region[region_];
-    const Volume<T>& volume = in_.volume[region_];
+    const Region& region = cut.region[kRegion];
+    const Volume<T>& volume = in_.volume[kRegion];
     const int limit[3] = {511, 511, 2047};
     int64_t voxel = 0;
-    int low[3], high[3];
+    int low[3], high[3], origin = 0;
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis) {
       const ReductionAxis& along = cut.axis[axis];
-      int origin = walk_.box[axis] * along.voxels;
-      if (region_ == kGradOutput) {
+      origin = walk_.box[axis] * along.voxels;
+      if (kRegion == kGradOutput) {
         origin = origin * along.stride - along.padding + own_.first_tap[axis] * along.dilation;
       }
       const int extent = region.axis[axis].extent, last = extent - 1 - origin;
@@ -264,201 +290,251 @@ class Loader {
       low[axis] = last < 0 ? limit[axis] : smaller(larger(-origin, 0), limit[axis]);
       high[axis] = smaller(larger(last, 0), limit[axis]);
     }
-    low_ = packed_shifts(low[0], low[1], low[2]);
-    high_ = packed_shifts(high[0], high[1], high[2]) | kGuards;
-    data_ = reinterpret_cast<const char*>(volume.data + walk_.sample * volume.sample_elements) +
-            static_cast<int64_t>(own_.first_channel(cut, region_)) * volume.channel_stride +
-            voxel * volume.voxel_stride;
-    channels_ = own_.channels(cut, region_);
-    first_entry_ = region_ == kInput ? 0 : cut.region[kInput].entries;
-    // Whether 16 bytes or four times 4, 16 bytes apart, no two threads write to the same ones.
-    scratch_ = region.scratch + (region.slot_bits == 0 ? thread_ * 16 : thread_ / 4 * 64 + thread_ % 4 * 4);
+    Place place;
+    place.begins_before = origin & (region.span - 1);
+    place.low = packed_shifts(low[0], low[1], low[2]);
+    place.high = packed_shifts(high[0], high[1], high[2]) | kGuards;
+    place.data = reinterpret_cast<const char*>(volume.data + walk_.sample * volume.sample_elements) +
+                 static_cast<int64_t>(own_.first_channel(cut, kRegion)) * volume.channel_stride +
+                 (voxel - place.begins_before) * volume.voxel_stride;
+    return place;
   }
 
-  struct Place {
-    const char* source;
-    int32_t target, chunk_pitch;
-    bool inside;
-  };
-
-  __device__ Place place(int index) const {
-    const Region& region = in_.cut.region[region_];
-    const bool exists = index < region.entries;
-    const int at = first_entry_ + smaller(index, region.entries - 1);
-    const Entry entry = tables_.entries[at];
-    const uint32_t shifts = tables_.shifts[at];
-    // The subtractions leave the guards standing where nothing is borrowed.
-    const bool inside = (((shifts | kGuards) - low_) & (high_ - shifts) & kGuards) == kGuards;
-    Place result;
-    result.source = data_ + static_cast<int64_t>(entry.voxel) * ptx::opaque(in_.volume[region_].voxel_stride);
-    result.target = exists ? entry.target : scratch_;
-    result.chunk_pitch = exists ? region.chunk_pitch : 0;
-    result.inside = exists & inside;
-    return result;
+  template <int kRegion, Fetch kFetch>
+  __device__ Piece piece_of(int unit) const {
+    const Volume<T>& volume = in_.volume[kRegion];
+    const int group = volume.by_unit_cells.quotient(unit), rest = unit - group * volume.by_unit_cells.value;
+    const int sharers = sharers_of<kRegion, kFetch>();
+    return {rest / sharers, group * Unit<T, kFetch>::kChunks * sharers + (rest & (sharers - 1)), unit < volume.units};
+  }
+  template <int kRegion, Fetch kFetch>
+  __device__ int sharers_of() const {
+    return kFetch == Fetch::vectors ? in_.volume[kRegion].sharers : 1;
+  }
+  // The number of a unit's cell in the tables, or -1.
+  template <int kRegion, Fetch kFetch>
+  __device__ int cell_number(const Piece& piece, int which) const {
+    const Volume<T>& volume = in_.volume[kRegion];
+    int cell = piece.first_cell;
+    if (which > 0) cell += volume.by_unit_cells.value / sharers_of<kRegion, kFetch>();
+    if (!piece.exists || cell >= volume.cells) return -1;
+    return kRegion == kInput ? cell : cell + in_.volume[kInput].cells;
   }
 
-  __device__ int32_t target(const Place& at, int chunk) const {
-    return chunk < in_.cut.region[region_].chunks ? at.target + chunk * at.chunk_pitch : scratch_;
+  // To the next unit, if there is one. All threads count alike, also those that have nothing left of a box.
+  __device__ bool advance() {
+    unit_ += in_.cut.loading_threads;
+    if (unit_ < in_.units) return true;
+    unit_ = 0;
+    if (++boxes_ == own_.boxes) return false;
+    walk_.advance(in_.cut);
+    begin_box();
+    return true;
   }
 
-  template <int Positions>
-  __device__ void gather(Batch<T>& batch) const {
-    constexpr int kChunks = Batch<T>::kGathered / Positions, kElements = kChunks * kChunk<T>;
-    const int first_chunk = chunk_group_ * kChunks, channels = channels_ - first_chunk * kChunk<T>;
-    const int32_t stride = in_.volume[region_].channel_stride;
-    const int64_t skipped = static_cast<int64_t>(first_chunk * kChunk<T>) * stride;
-    const char* source[Positions];
-    bool inside[Positions];
-    batch.gathered = true;
-#pragma unroll
-    for (int p = 0; p < Positions; ++p) {
-      const Place at = place((block_ * Positions + p) * kLoadingThreads + thread_);
-      source[p] = ptx::opaque(at.source + skipped);
-      inside[p] = at.inside;
-#pragma unroll
-      for (int c = 0; c < kChunks; ++c) batch.target[p * kChunks + c] = target(at, first_chunk + c);
-    }
-    const auto load = [&](int p, int i) {
-      return __ldg(reinterpret_cast<const Bits*>(source[p] + static_cast<int64_t>(i) * ptx::opaque(stride)));
-    };
-    if (channels >= kElements) {
-#pragma unroll
-      for (int e = 0; e < Positions * kElements; ++e) {
-        batch.element[e] = inside[e / kElements] ? load(e / kElements, e % kElements) : Bits{0};
-      }
+  __device__ void load(Batch& batch) const {
+    const int unit = unit_ + static_cast<int>(threadIdx.x) - kComputingThreads;
+    if (unit < in_.first_grad_output) {
+      load<kInput>(unit, batch);
     } else {
+      load<kGradOutput>(unit - in_.first_grad_output, batch);
+    }
+  }
+  template <int kRegion>
+  __device__ void load(int unit, Batch& batch) const {
+    switch (in_.volume[kRegion].fetch) {
+      case Fetch::vectors:
+        return load<kRegion, Fetch::vectors>(unit, batch);
+      case Fetch::elements:
+        return load<kRegion, Fetch::elements>(unit, batch);
+      case Fetch::pairs:
+        return load<kRegion, Fetch::pairs>(unit, batch);
+      case Fetch::quads:
+        return load<kRegion, Fetch::quads>(unit, batch);
+    }
+  }
+  template <int kRegion, Fetch kFetch>
+  __device__ void load(int unit, Batch& batch) const {
+    using Shape = Unit<T, kFetch>;
+    using Element = typename Shape::Element;
+    const Volume<T>& volume = in_.volume[kRegion];
+    const Place& place = place_[kRegion];
+    const Piece piece = piece_of<kRegion, kFetch>(unit);
+    const int first_channel = piece.first_chunk * kChunk<T>, channels = channels_[kRegion] - first_channel;
+    const int vectors_pitch = 16 * sharers_of<kRegion, kFetch>();
+    const int64_t pitch = Shape::kVectors ? vectors_pitch : volume.channel_stride;  // from load to load
+    batch.begins_before = place.begins_before;
 #pragma unroll
-      for (int e = 0; e < Positions * kElements; ++e) {
-        const bool exists = inside[e / kElements] & (e % kElements < channels);
-        batch.element[e] = exists ? load(e / kElements, e % kElements) : Bits{0};
+    for (int c = 0; c < Shape::kCells; ++c) {
+      const int number = cell_number<kRegion, kFetch>(piece, c);
+      CellTables::Source cell{0, 0};
+      if (number >= 0) cell = tables_.sources[number];
+      // The subtractions leave the guards standing where nothing is borrowed.
+      const bool inside =
+          number >= 0 && (((cell.shifts | kGuards) - place.low) & (place.high - cell.shifts) & kGuards) == kGuards;
+      const char* source = place.data + static_cast<int64_t>(first_channel) * volume.channel_stride +
+                           static_cast<int64_t>(cell.voxel) * volume.voxel_stride;
+      uint32_t* word = batch.word + c * Shape::kLoads * Shape::kWords;
+      const auto fetch = [&](int i, bool exists) {
+        Element element{};
+        if (exists) element = __ldg(reinterpret_cast<const Element*>(source));
+        source = ptx::opaque(source + pitch);  // two instructions, where a multiple of the pitch would be five
+        if constexpr (Shape::kWords == 4) {
+          word[4 * i] = element.x, word[4 * i + 1] = element.y, word[4 * i + 2] = element.z,
+                   word[4 * i + 3] = element.w;
+        } else if constexpr (Shape::kWords == 2) {
+          word[2 * i] = element.x, word[2 * i + 1] = element.y;
+        } else {
+          word[i] = element;
+        }
+      };
+      if constexpr (Shape::kVectors) {
+#pragma unroll
+        for (int i = 0; i < Shape::kLoads; ++i) fetch(i, inside && i * (vectors_pitch / int{sizeof(T)}) < channels);
+      } else if (channels >= Shape::kLoads) {
+#pragma unroll
+        for (int i = 0; i < Shape::kLoads; ++i) fetch(i, inside);
+      } else {
+#pragma unroll
+        for (int i = 0; i < Shape::kLoads; ++i) fetch(i, inside && i < channels);
       }
     }
   }
 
-  // Two threads share a position, so that their loads fill a sector; eight take two chunks of four positions, whose
-  // stores meet no bank twice.
-  __device__ void vectors(Batch<T>& batch) const {
-    constexpr int kPositions = Batch<T>::kVectorPositions;
-    constexpr int kChunks = Batch<T>::kVectors / kPositions;  // of a thread and position, every other one
-    const int first_chunk = chunk_group_ * 2 * kChunks + thread_ % 2;
-    batch.gathered = false;
+  __device__ int stage() const { return stage_ < 0 ? stage_ + in_.cut.stages : stage_; }
+
+  // Stores a unit in its box's stage; after the box's last, hands the stage over.
+  __device__ void put(const Batch& batch) {
+    const TensorReduction& cut = in_.cut;
+    if (stored_ == 0 && stage_ >= 0) {
+      ptx::barrier_sync(empty(cut, stage_), kComputingThreads + cut.loading_threads);
+    }
+    const int unit = stored_ + static_cast<int>(threadIdx.x) - kComputingThreads;
+    if (unit < in_.first_grad_output) {
+      store<kInput>(unit, batch);
+    } else {
+      store<kGradOutput>(unit - in_.first_grad_output, batch);
+    }
+    stored_ += cut.loading_threads;
+    if (stored_ < in_.units) return;
+    ptx::barrier_arrive(full(stage()), kComputingThreads + cut.loading_threads);
+    stored_ = 0;
+    stage_ = stage_ + 1 == cut.stages ? 0 : stage_ + 1;
+  }
+  template <int kRegion>
+  __device__ void store(int unit, const Batch& batch) const {
+    switch (in_.volume[kRegion].fetch) {
+      case Fetch::vectors:
+        return store<kRegion, Fetch::vectors>(unit, batch);
+      case Fetch::elements:
+        return store<kRegion, Fetch::elements>(unit, batch);
+      case Fetch::pairs:
+        return store<kRegion, Fetch::pairs>(unit, batch);
+      case Fetch::quads:
+        return store<kRegion, Fetch::quads>(unit, batch);
+    }
+  }
+  template <int kRegion, Fetch kFetch>
+  __device__ void store(int unit, const Batch& batch) const {
+    using Shape = Unit<T, kFetch>;
+    const Region& region = in_.cut.region[kRegion];
+    const Piece piece = piece_of<kRegion, kFetch>(unit);
+    const int sharers = sharers_of<kRegion, kFetch>(), chunks = region.chunks - piece.first_chunk;
+    unsigned char* to =
+        stages_ + stage() * in_.cut.stage_bytes + region.offset + piece.first_chunk * region.chunk_pitch;
 #pragma unroll
-    for (int p = 0; p < kPositions; ++p) {
-      const Place at = place((block_ * kPositions + p) * (kLoadingThreads / 2) + thread_ / 2);
+    for (int c = 0; c < Shape::kCells; ++c) {
+      const int number = cell_number<kRegion, kFetch>(piece, c);
+      if (number < 0) continue;
+      const uint32_t place = tables_.places[number];
+      const uint32_t* word = batch.word + c * (16 / Shape::kCells);
+      int slots[Shape::kSpan] = {static_cast<int>(place & 0xffff)};
+      if constexpr (Shape::kSpan > 1) {
+        const int16_t* columns =
+            tables_.columns[kRegion] + CellTables::kMargin + (static_cast<int>(place >> 16) - batch.begins_before);
+        const int line = slots[0];
 #pragma unroll
-      for (int c = 0; c < kChunks; ++c) {
-        const int chunk = first_chunk + 2 * c;
-        uint4 vector = make_uint4(0, 0, 0, 0);
-        if (at.inside & (chunk * kChunk<T> < channels_)) {
-          vector = __ldg(reinterpret_cast<const uint4*>(at.source + chunk * 16));
+        for (int i = 0; i < Shape::kSpan; ++i) slots[i] = columns[i] < 0 ? -1 : line + columns[i];
+      }
+      if constexpr (sizeof(T) == 4 && kRegion == kInput) {
+        store_spread<kFetch>(word, slots, to, chunks, sharers);
+      } else {
+#pragma unroll
+        for (int i = 0; i < Shape::kSpan; ++i) {
+          if (slots[i] < 0) continue;
+#pragma unroll
+          for (int chunk = 0; chunk < Shape::kChunks; ++chunk) {
+            if ((chunk > 0 || Shape::kVectors) && chunk * sharers >= chunks) break;
+            *reinterpret_cast<uint4*>(to + slots[i] * 16 + chunk * sharers * region.chunk_pitch) =
+                chunk_of<kFetch>(word + chunk * (16 / Shape::kCells / Shape::kChunks), i);
+          }
         }
-        uint32_t* element = batch.element + 4 * (p * kChunks + c);
-        element[0] = vector.x;
-        element[1] = vector.y;
-        element[2] = vector.z;
-        element[3] = vector.w;
-        batch.target[p * kChunks + c] = target(at, chunk);
       }
     }
   }
+  // x in float32 lies as [4 slots][channel][16 bytes].
+  template <Fetch kFetch, int kSpan>
+  __device__ void store_spread(const uint32_t* word, const int (&slots)[kSpan], unsigned char* to, int chunks,
+                               int sharers) const {
+    using Shape = Unit<T, kFetch>;
+    const Region& region = in_.cut.region[kInput];
+    const auto at = [&](int slot) { return to + (slot >> 2) * region.slot_pitch + (slot & 3) * 4; };
+    if constexpr (kSpan == 4) {
+      // Four slots that share 16 bytes.
+      if (slots[0] % 4 == 0 && slots[1] == slots[0] + 1 && slots[2] == slots[0] + 2 && slots[3] == slots[0] + 3) {
+        uint4* quads = reinterpret_cast<uint4*>(at(slots[0]));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          quads[i] = make_uint4(rounded(word[4 * i]), rounded(word[4 * i + 1]), rounded(word[4 * i + 2]),
+                                rounded(word[4 * i + 3]));
+        }
+        return;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kSpan; ++i) {
+      if (slots[i] < 0) continue;
+#pragma unroll
+      for (int chunk = 0; chunk < Shape::kChunks; ++chunk) {
+        if ((chunk > 0 || Shape::kVectors) && chunk * sharers >= chunks) break;
+        const uint4 values = chunk_of<kFetch>(word + chunk * (16 / Shape::kCells / Shape::kChunks), i);
+        uint32_t* elements = reinterpret_cast<uint32_t*>(at(slots[i]) + chunk * sharers * region.chunk_pitch);
+        elements[0] = values.x, elements[4] = values.y, elements[8] = values.z, elements[12] = values.w;
+      }
+    }
+  }
+  // 16 bytes of channels of one position, from a unit's words.
+  template <Fetch kFetch>
+  __device__ static uint4 chunk_of(const uint32_t* word, int position) {
+    constexpr int kSpan = Unit<T, kFetch>::kSpan;
+    if constexpr (kFetch == Fetch::vectors) {
+      return make_uint4(rounded(word[0]), rounded(word[1]), rounded(word[2]), rounded(word[3]));
+    } else if constexpr (sizeof(T) == 4) {
+      return make_uint4(rounded(word[position]), rounded(word[kSpan + position]), rounded(word[2 * kSpan + position]),
+                        rounded(word[3 * kSpan + position]));
+    } else {
+      constexpr int kWords = Unit<T, kFetch>::kWords;
+      const uint32_t halves = position % 2 == 0 ? 0x5410 : 0x7632;
+      const uint32_t* own = word + position / 2;
+      return make_uint4(__byte_perm(own[0], own[kWords], halves), __byte_perm(own[2 * kWords], own[3 * kWords], halves),
+                        __byte_perm(own[4 * kWords], own[5 * kWords], halves),
+                        __byte_perm(own[6 * kWords], own[7 * kWords], halves));
+    }
+  }
+  __device__ static uint32_t rounded(uint32_t word) { return kRound ? ptx::rounded_for_tf32(word) : word; }
 
   const Arguments<T>& in_;
   const Assignment& own_;
-  const Tables tables_;
+  const CellTables tables_;
+  unsigned char* stages_;
+  // What is loaded next.
   BoxWalk walk_;
-  int thread_;
-  // The next load.
-  int boxes_ = 0, region_ = kInput, block_ = 0, chunk_group_ = 0;
-  // Its region: the volume at the region's origin, channels left, the shifts that lie inside, its part of the tables,
-  // and where to write what belongs nowhere.
-  const char* data_ = nullptr;
-  int32_t channels_ = 0, first_entry_ = 0, scratch_ = 0;
-  uint32_t low_ = 0, high_ = 0;
+  Place place_[2];
+  int channels_[2];
+  int boxes_ = 0, unit_ = 0;
+  // What is stored next.
+  int stored_ = 0, stage_;  // the latter first runs from -stages to -1, while nothing has to be waited for
 };
-
-// Rounds to TF32, but for the bits after it, which the tensor cores ignore.
-__device__ float round_for_tf32(float value) {
-  constexpr uint32_t kHalf = 1u << 12;
-  return __uint_as_float(__float_as_uint(value) + (fabsf(value) < INFINITY ? kHalf : 0));
-}
-
-// Stores what has been loaded, float32 rounded to TF32 if `Round`; with `spread`, each channel 16 bytes from the next.
-template <class T, bool Round>
-__device__ void store(const Batch<T>& batch, bool spread, unsigned char* region) {
-  if constexpr (sizeof(T) == 4) {
-    const auto value = [&](int i) {
-      const float element = __uint_as_float(batch.element[i]);
-      return Round ? round_for_tf32(element) : element;
-    };
-    if (spread) {
-#pragma unroll
-      for (int i = 0; i < Batch<T>::kRegisters; ++i) {
-        *reinterpret_cast<float*>(region + batch.target[i / 4] + i % 4 * 16) = value(i);
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < Batch<T>::kRegisters; i += 4) {
-        *reinterpret_cast<float4*>(region + batch.target[i / 4]) =
-            make_float4(value(i), value(i + 1), value(i + 2), value(i + 3));
-      }
-    }
-  } else {
-    constexpr int kWords = 4;
-    if (batch.gathered) {
-#pragma unroll
-      for (int i = 0; i < Batch<T>::kGathered; ++i) {
-        const uint32_t* element = batch.element + kChunk<T> * i;
-        uint32_t word[kWords];
-#pragma unroll
-        for (int j = 0; j < kWords; ++j) word[j] = element[2 * j] | element[2 * j + 1] << 16;
-        *reinterpret_cast<uint4*>(region + batch.target[i]) = make_uint4(word[0], word[1], word[2], word[3]);
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < Batch<T>::kVectors; ++i) {
-        const uint32_t* word = batch.element + kWords * i;
-        *reinterpret_cast<uint4*>(region + batch.target[i]) = make_uint4(word[0], word[1], word[2], word[3]);
-      }
-    }
-  }
-}
-
-// The named barriers by which the loading and the computing warps hand each other the stages.
-__device__ int full(int stage) { return 1 + stage; }
-__device__ int empty(const TensorReduction& cut, int stage) { return 1 + cut.stages + stage; }
-
-// The loading warps: a stream of loads through all boxes, two batches of which are under way.
-template <class T, bool Round>
-__device__ void load_boxes(const Arguments<T>& in, const Assignment& own, const Tables& tables, unsigned char* stages) {
-  const TensorReduction& cut = in.cut;
-  const int input_loads = in.volume[kInput].blocks * in.volume[kInput].chunk_groups;
-  const int loads = input_loads + in.volume[kGradOutput].blocks * in.volume[kGradOutput].chunk_groups;  // of a box
-  int boxes = 0, load = 0, stage = 0;
-  const auto put = [&](Batch<T>& batch) {
-    if (!batch.waiting) return;
-    batch.waiting = false;
-    if (load == 0 && boxes >= cut.stages) ptx::barrier_sync(empty(cut, stage), kThreads);
-    const bool input = load < input_loads;
-    const int offset = stage * cut.stage_bytes + (input ? cut.region[kInput].offset : cut.region[kGradOutput].offset);
-    store<T, Round>(batch, input, stages + offset);
-    if (++load == loads) {
-      ptx::fence_shared_for_wgmma();
-      ptx::barrier_arrive(full(stage), kThreads);
-      load = 0;
-      ++boxes;
-      stage = stage + 1 == cut.stages ? 0 : stage + 1;
-    }
-  };
-
-  Loader<T> loader(in, own, tables);
-  Batch<T> even, odd;
-  while (boxes < own.boxes) {
-    loader.fetch(odd);
-    put(even);
-    loader.fetch(even);
-    put(odd);
-  }
-}
 
 // The one by which the computing warps wait for each other.
 constexpr int kSumsBarrier = 15;
@@ -488,7 +564,7 @@ template <class T>
 __device__ void tabulate_bands(const Arguments<T>& in, int bands, Band* table) {
   const TensorReduction& cut = in.cut;
   const SumPitches pitches(cut, in.channels_last);
-  for (int band = threadIdx.x; band < bands; band += kThreads) {
+  for (int band = threadIdx.x; band < bands; band += static_cast<int>(blockDim.x)) {
     int rest = band, slot = 0, tap = 0, pitch = 1;
     for (int axis = 2; axis >= 0; --axis) {
       const int taps = cut.axis[axis].taps, next = rest / taps, own = rest - next * taps;
@@ -727,7 +803,8 @@ __device__ void multiply_boxes(const TensorReduction& cut, const Assignment& own
   const int step_bytes = (kStep<T> >> cut.region[kInput].slot_bits) * cut.region[kInput].slot_pitch;
   int stage = 0, previous = 0;
   for (int box = 0; box < own.boxes; ++box) {
-    ptx::barrier_sync(full(stage), kThreads);
+    ptx::barrier_sync(full(stage), kComputingThreads + cut.loading_threads);
+    ptx::fence_shared_for_wgmma();  // here, since it would have the loading threads wait for their loads
     const unsigned char* base = stages + stage * cut.stage_bytes;
     const uint32_t input = ptx::shared_address(base + cut.region[kInput].offset);
     const unsigned char* grad_output = base + cut.region[kGradOutput].offset;
@@ -739,7 +816,7 @@ __device__ void multiply_boxes(const TensorReduction& cut, const Assignment& own
       }
       // After the first step the products of the box before are surely done.
       if (step == role.first_step && box > 0 && box - 1 + cut.stages < own.boxes) {
-        ptx::barrier_arrive(empty(cut, previous), kThreads);
+        ptx::barrier_arrive(empty(cut, previous), kComputingThreads + cut.loading_threads);
       }
     }
     previous = stage;
@@ -820,22 +897,25 @@ __device__ void write_sums(const Arguments<T>& in, const Assignment& own, const 
 // gy and 2 * Columns for x, the tensor cores 4 * Columns, or 13 at least); and with few output channels, or
 // kernel = stride, by loading gy.
 template <class T, bool Ieee, int Pairs, int Columns>
-__global__ void __launch_bounds__(kThreads, 1) reduce_tensor_kernel(const __grid_constant__ Arguments<T> in) {
+__global__ void __launch_bounds__(kMostThreads, 1) reduce_tensor_kernel(const __grid_constant__ Arguments<T> in) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   extern __shared__ __align__(16) unsigned char shared[];
   const TensorReduction& cut = in.cut;
   // Kept out of registers, as little of it is needed at a time.
   Assignment& own = *reinterpret_cast<Assignment*>(shared);
   if (threadIdx.x == 0) own = Assignment(cut);
-  const int all_entries = cut.region[kInput].entries + cut.region[kGradOutput].entries;
-  Entry* entries = reinterpret_cast<Entry*>(shared + sizeof(Assignment));
-  Band* bands = reinterpret_cast<Band*>(entries + all_entries);
+  const Region* regions = cut.region;
+  const int cells[2] = {regions[kInput].cells(), regions[kGradOutput].cells()};
+  CellTables tables;
+  tables.sources = reinterpret_cast<CellTables::Source*>(shared + sizeof(Assignment));
+  Band* bands = reinterpret_cast<Band*>(tables.sources + cells[0] + cells[1]);
   const int all_bands = 2 * Pairs * cut.row_warps;
-  uint32_t* shifts = reinterpret_cast<uint32_t*>(bands + all_bands);
-  int32_t* steps = reinterpret_cast<int32_t*>(shifts + all_entries);
+  int32_t* steps = reinterpret_cast<int32_t*>(bands + all_bands);
+  tables.places = reinterpret_cast<uint32_t*>(steps + cut.steps);
+  tables.columns[kInput] = reinterpret_cast<int16_t*>(tables.places + cells[0] + cells[1]);
+  tables.columns[kGradOutput] = tables.columns[kInput] + regions[kInput].columns;
   unsigned char* stages = shared + cut.table_bytes;
   // The stages are still free for the axes' tables.
-  const Region* regions = cut.region;
   Along* axes = reinterpret_cast<Along*>(stages);
   for (int region = 0; region < 2; ++region) {
     for (int axis = 2; axis >= 0; --axis) {
@@ -843,13 +923,14 @@ __global__ void __launch_bounds__(kThreads, 1) reduce_tensor_kernel(const __grid
       axes += regions[region].axis[axis].entries;
     }
   }
+  const int columns = regions[kInput].columns + regions[kGradOutput].columns;
+  for (int column = threadIdx.x; column < columns; column += blockDim.x) tables.columns[kInput][column] = -1;
   tabulate_bands(in, all_bands, bands);
   tabulate_steps(cut, steps);
   __syncthreads();
   axes = reinterpret_cast<Along*>(stages);
   for (int region = 0; region < 2; ++region) {
-    const int first = region == kInput ? 0 : regions[kInput].entries;
-    tabulate(regions[region], axes, entries + first, shifts + first);
+    tabulate(regions[region], axes, tables, region == kInput ? 0 : cells[0], tables.columns[region]);
     for (int axis = 0; axis < 3; ++axis) axes += regions[region].axis[axis].entries;
   }
   __syncthreads();
@@ -860,7 +941,7 @@ __global__ void __launch_bounds__(kThreads, 1) reduce_tensor_kernel(const __grid
     write_sums<T, Pairs, Columns>(in, own, bands, stages, sum);
   } else {
     ptx::give_up_registers<kLoadingRegisters>();
-    load_boxes<T, sizeof(T) == 4 && !Ieee>(in, own, {entries, shifts}, stages);
+    Loader<T, sizeof(T) == 4 && !Ieee>(in, own, tables, stages).run();
   }
 #endif
 }
@@ -876,21 +957,16 @@ Volume<T> make_volume(const Problem& problem, const Region& region, const T* dat
   volume.channel_stride = static_cast<int32_t>(kSize * (channels_last ? 1 : voxels));
   volume.voxel_stride = static_cast<int32_t>(kSize * (channels_last ? channels : 1));
   const bool aligned = reinterpret_cast<uintptr_t>(data) % 16 == 0 && group_channels % kChunk<T> == 0;
-  const auto blocks = [](int64_t count, int64_t size) { return static_cast<int32_t>((count + size - 1) / size); };
-  int positions, chunks;  // of a thread and load
-  if (channels_last && aligned) {
-    volume.fetch = Fetch::vectors;
-    positions = Batch<T>::kVectorPositions;
-    chunks = Batch<T>::kVectors / positions;
-  } else {
-    positions = 4;
-    while (positions > 1 && Batch<T>::kGathered / positions < region.chunks) positions /= 2;
-    volume.fetch = positions == 4 ? Fetch::four : positions == 2 ? Fetch::two : Fetch::one;
-    chunks = Batch<T>::kGathered / positions;
-  }
-  const int sharers = volume.fetch == Fetch::vectors ? 2 : 1;  // threads of a position
-  volume.chunk_groups = blocks(region.chunks, chunks * sharers);
-  volume.blocks = blocks(region.entries, positions * kLoadingThreads / sharers);
+  volume.cells = region.cells();
+  const bool vectors = channels_last && aligned;
+  const Units units(region, vectors, kSize);
+  volume.fetch = vectors            ? Fetch::vectors
+                 : region.span == 4 ? Fetch::quads
+                 : region.span == 2 ? Fetch::pairs
+                                    : Fetch::elements;
+  volume.sharers = units.sharers;
+  volume.by_unit_cells = Divisor<int32_t>(units.together);
+  volume.units = units.count;
   return volume;
 }
 
@@ -923,18 +999,25 @@ void reduce_tensor(const Problem& problem, const TensorReduction& reduction, con
                    float* partials, cudaStream_t stream) {
   Arguments<T> arguments;
   arguments.cut = reduction;
-  arguments.volume[kInput] = make_volume<T>(problem, reduction.region[kInput], input, problem.in_channels,
-                                            problem.group_in_channels(), problem.input_voxels());
-  arguments.volume[kGradOutput] =
-      make_volume<T>(problem, reduction.region[kGradOutput], grad_output, problem.out_channels,
-                     problem.group_out_channels(), problem.output_voxels());
+  const T* data[2] = {input, grad_output};
+  for (int side = 0; side < 2; ++side) {
+    Region& region = arguments.cut.region[side];
+    if (reinterpret_cast<uintptr_t>(data[side]) % (region.span * sizeof(T)) != 0) region.span = 1;
+    const bool is_input = side == kInput;
+    arguments.volume[side] =
+        make_volume<T>(problem, region, data[side], is_input ? problem.in_channels : problem.out_channels,
+                       is_input ? problem.group_in_channels() : problem.group_out_channels(),
+                       is_input ? problem.input_voxels() : problem.output_voxels());
+  }
+  arguments.first_grad_output = (arguments.volume[kInput].units + 31) / 32 * 32;
+  arguments.units = arguments.first_grad_output + arguments.volume[kGradOutput].units;
   arguments.partials = partials;
   arguments.partial_elements = problem.weight_elements();
   arguments.channels_last = problem.layout == Layout::ndhwc;
   const size_t shared_bytes = reduction.table_bytes + static_cast<size_t>(reduction.stages) * reduction.stage_bytes;
   launch("reduce_tensor", kernel_for<T>(problem, reduction),
-         dim3(static_cast<unsigned>(reduction.tiles) * static_cast<unsigned>(reduction.parts)), kThreads, shared_bytes,
-         stream, arguments);
+         dim3(static_cast<unsigned>(reduction.tiles) * static_cast<unsigned>(reduction.parts)),
+         kComputingThreads + reduction.loading_threads, shared_bytes, stream, arguments);
 }
 
 template void reduce_tensor(const Problem&, const TensorReduction&, const float*, const float*, float*, cudaStream_t);
