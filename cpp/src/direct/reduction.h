@@ -75,6 +75,13 @@ struct Region {
   CONVT3D_HOST_DEVICE int32_t cells() const { return axis[0].entries * axis[1].entries * cells_of_line(); }
 };
 
+// Threads of a block that load, beside the 256 that compute, of which each keeps so many sums: as many as registers are
+// left for.
+constexpr CONVT3D_HOST_DEVICE int loading_threads(int64_t compute_capability, int sums, bool ieee) {
+  if (compute_capability != 90) return 128;
+  return sums <= 80 && !ieee ? 384 : 256;
+}
+
 // A loading thread takes 64 bytes at once, a unit: so many chunks of 16 bytes of channels of a cell, that is of each of
 // its `span` positions. Where channels are neighbours in memory, it takes two chunks of two cells.
 constexpr CONVT3D_HOST_DEVICE int chunks_of_unit(int span, int element_size) {
@@ -112,7 +119,7 @@ struct TensorReduction {
   int32_t column_tiles = 1;      // and tiles that share the group's
   int32_t tiles = 1;             // all of them, the groups' too
 
-  int32_t loading_threads = 128;  // beside the 256 that compute
+  int32_t loading_threads = 128;
 
   int32_t boxes = 1;   // of voxels, in all samples
   int32_t parts = 1;   // shares of them, each with a partial sum

@@ -14,13 +14,19 @@ namespace {
 constexpr int kComputingWarps = 8;
 constexpr int kComputingThreads = 32 * kComputingWarps;
 
-// Threads of a block at most, see TensorReduction::loading_threads; on sm_90 registers a thread, in all 128 of each.
+// The threads of a block, and on 9.0 the registers of those that compute and of those that load: together no more than
+// the launch's.
+template <int Sums, bool Ieee>
+struct Threads {
 #if CONVT3D_HAS_WGMMA
-constexpr int kMostThreads = 512;
+  static constexpr bool kMany = loading_threads(90, Sums, Ieee) > 256;
+  static constexpr int kAll = kComputingThreads + loading_threads(90, Sums, Ieee);
 #else
-constexpr int kMostThreads = 384;
+  static constexpr bool kMany = false;
+  static constexpr int kAll = kComputingThreads + loading_threads(80, Sums, Ieee);
 #endif
-constexpr int kComputingRegisters = 184, kLoadingRegisters = 72;
+  static constexpr int kComputingRegisters = kMany ? 144 : 184, kLoadingRegisters = kMany ? 64 : 72;
+};
 
 // Channels in 16 bytes.
 template <class T>
@@ -882,22 +888,23 @@ __device__ void write_sums(const Arguments<T>& in, const Assignment& own, const 
   }
 }
 
-// Thread mapping: two warpgroups compute, one loads. The loading threads bring a box of x and the region of gy around
-// it to shared memory, some boxes ahead: a thread takes positions, gathers the channels of each, and stores them 16
-// bytes at a time. The computing warpgroups share the tile's bands, its input channels, or the steps of the box; a warp
-// keeps its Pairs * 16 by Columns * 8 sums in registers to the end. A fragment of gy (registers) serves all of a warp's
-// input channels; on sm_90 the products are wgmma with x straight from shared memory, else mma.sync with x in registers
-// too.
+// Thread mapping: two warpgroups compute, the others load: two or three on 9.0, else one. The loading threads bring a
+// box of x and the region of gy around it to shared memory, some boxes ahead, 64 bytes at a time each: channels of a
+// position, or of neighbours along the width. The computing warpgroups share the tile's bands, its input channels, or
+// the steps of the box; a warp keeps its Pairs * 16 by Columns * 8 sums in registers to the end. A fragment of gy
+// (registers) serves all of a warp's input channels; on sm_90 the products are wgmma with x straight from shared
+// memory, else mma.sync with x in registers too.
 //
 // Traffic: x once for every tile of taps and output channels, gy once for every tile of input channels, and again where
 // the regions of boxes or of depth taps overlap, mostly from L2; a tile of sums for every part. Multiplications:
 // batch * voxels * in_channels * out_channels / groups * taps, and what tiles leave idle.
 //
-// Bound by the tensor cores from 64 input channels on; by shared memory below (a step of 64 rows takes 16 cycles for
-// gy and 2 * Columns for x, the tensor cores 4 * Columns, or 13 at least); and with few output channels, or
-// kernel = stride, by loading gy.
+// Bound by the loading warps' instructions wherever a box has few products for what it loads: each unit takes a warp
+// some 200 of them, or 1000 cycles, and a box 1600 more. Else by the products, which take 1.8 times what the tensor
+// cores or shared memory would.
 template <class T, bool Ieee, int Pairs, int Columns>
-__global__ void __launch_bounds__(kMostThreads, 1) reduce_tensor_kernel(const __grid_constant__ Arguments<T> in) {
+__global__ void __launch_bounds__(Threads<4 * Pairs * Columns, Ieee>::kAll, 1)
+    reduce_tensor_kernel(const __grid_constant__ Arguments<T> in) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   extern __shared__ __align__(16) unsigned char shared[];
   const TensorReduction& cut = in.cut;
@@ -935,12 +942,12 @@ __global__ void __launch_bounds__(kMostThreads, 1) reduce_tensor_kernel(const __
   }
   __syncthreads();
   if (threadIdx.x < kComputingThreads) {
-    ptx::claim_registers<kComputingRegisters>();
+    ptx::claim_registers<Threads<4 * Pairs * Columns, Ieee>::kComputingRegisters>();
     float sum[Pairs][4 * Columns] = {};
     multiply_boxes<T, Ieee, Pairs, Columns>(cut, own, bands, steps, stages, sum);
     write_sums<T, Pairs, Columns>(in, own, bands, stages, sum);
   } else {
-    ptx::give_up_registers<kLoadingRegisters>();
+    ptx::give_up_registers<Threads<4 * Pairs * Columns, Ieee>::kLoadingRegisters>();
     Loader<T, sizeof(T) == 4 && !Ieee>(in, own, tables, stages).run();
   }
 #endif
