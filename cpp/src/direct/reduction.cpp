@@ -314,7 +314,7 @@ class Search {
       if (spans > width.entries || 5 * span * spans > 8 * width.entries + 16) continue;
       region.span = span;
       region.spans = spans;
-      region.columns = 3 + span * spans;
+      region.columns = Region::kMargin + span * spans;
       return;
     }
   }

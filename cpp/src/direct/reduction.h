@@ -59,11 +59,13 @@ struct RegionAxis {
 // x is not shifted, and its slots are in the order of the products. Those want voxels as the inner index where an
 // element has 4 bytes: [4 slots][channel][16 bytes]. Half types are transposed on the way: x lies as gy does.
 struct Region {
+  static constexpr int32_t kMargin = 3;  // columns that a span may begin before its region
+
   RegionAxis axis[3];
   int32_t entries = 0;
   int32_t span = 1;         // positions that are loaded together along the width: 1, 2 or 4
   int32_t spans = 0;        // of a line, where they are several
-  int32_t columns = 0;      // along the width, and a margin before them, where they are loaded so
+  int32_t columns = 0;      // along the width, and kMargin before them, where they are loaded so
   int32_t chunks = 0;       // of 16 bytes of channels
   int32_t chunk_pitch = 0;  // bytes
   int32_t slot_bits = 0;    // x in float32: 2, as 4 slots share 16 bytes

@@ -90,9 +90,7 @@ struct CellTables {
   };
   Source* sources;
   uint32_t* places;     // the slot of its position, and its column from bit 16 on; of several positions the line's slot
-  int16_t* columns[2];  // the slot of each column along the width, negative where none is; kMargin before the first
-
-  static constexpr int kMargin = 3;
+  int16_t* columns[2];  // the slot of each column along the width, negative where none is; Region::kMargin before
 };
 
 // A block's output tile, and its share of the boxes.
@@ -200,7 +198,7 @@ __device__ void tabulate(const Region& region, const Along* widths, const CellTa
         static_cast<uint32_t>(depth.slot + height.slot + width.slot) | static_cast<uint32_t>(width.shift) << 16;
   }
   for (int index = threadIdx.x; span > 1 && index < region.axis[2].entries; index += blockDim.x) {
-    columns[CellTables::kMargin + widths[index].shift] = static_cast<int16_t>(widths[index].slot);
+    columns[Region::kMargin + widths[index].shift] = static_cast<int16_t>(widths[index].slot);
   }
 }
 
@@ -457,7 +455,7 @@ class Loader {
       int slots[Shape::kSpan] = {static_cast<int>(place & 0xffff)};
       if constexpr (Shape::kSpan > 1) {
         const int16_t* columns =
-            tables_.columns[kRegion] + CellTables::kMargin + (static_cast<int>(place >> 16) - batch.begins_before);
+            tables_.columns[kRegion] + Region::kMargin + (static_cast<int>(place >> 16) - batch.begins_before);
         const int line = slots[0];
 #pragma unroll
         for (int i = 0; i < Shape::kSpan; ++i) slots[i] = columns[i] < 0 ? -1 : line + columns[i];
