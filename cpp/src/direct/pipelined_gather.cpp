@@ -170,7 +170,8 @@ bool make_tables(const Problem& problem, const Axes& axes, PipelinedGather& gath
       WeightPiece& piece = tables.pieces[pieces - 1];
       PipelinedStep& step = tables.steps[steps++];
       step.weights = static_cast<uint32_t>(piece.units) * static_cast<uint32_t>(gather.unit_bytes / 16);
-      step.code = static_cast<uint32_t>(set * gather.step_units() + members - 1);
+      step.code = static_cast<uint16_t>(set * gather.step_units() + members - 1);
+      step.slots = single->slots;
       for (int member = 0; member < kMaximumUnitsOfStep; ++member) {
         step.shift[member] = single[std::min(member, members - 1)].shift(gather, phase);
       }
@@ -340,7 +341,6 @@ bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& tar
   gather.exact = problem.dtype == DataType::float32 && problem.precision == Precision::ieee;
   Extent residues{};
   for (int axis = 0; axis < 3; ++axis) residues[axis] = forward ? problem.stride[axis] : 1;
-  if (gather.exact && is_short_exact_sum(problem, op)) return false;
   const int64_t group_channels = 32 / gather_element_bytes(problem);
   double least = std::numeric_limits<double>::max();
   PipelinedGather best;

@@ -48,7 +48,8 @@ constexpr int units_together(const GatherConfiguration& configuration) {
 struct PipelinedStep {
   int32_t shift[kMaximumUnitsOfStep]{};  // from a position's own place in the stage's source to theirs, in bytes
   uint32_t weights = 0;                  // where its units begin in their piece, in 16 bytes
-  uint32_t code = 0;  // the number of kSetsOf1 to 8, times what units_together says, and the units less one
+  uint16_t code = 0;   // the number of kSetsOf1 to 8, times what units_together says, and the units less one
+  uint16_t slots = 0;  // the set itself
 };
 
 // Steps whose weights arrive together.

@@ -528,44 +528,63 @@ class Multiplier {
     }
   }
 
-  __device__ __forceinline__ void multiply_slot(const Fragments& fragments, int k, int slot, uint32_t unit) {
+  __device__ __forceinline__ void multiply_slot(const Fragments& fragments, int k, int block, int slot, uint32_t unit) {
 #if CONVT3D_HAS_WGMMA
     using Product = ptx::Wgmma<T, kColumns>;
-#pragma unroll
-    for (int block = 0; block < kRowBlocks; ++block) {
-      const auto& fragment = fragments[k];
-      if constexpr (kExact) {
-        Product::start(sums_[block][slot], fragment[0][block], ptx::wgmma_descriptor(unit));
-        Product::run(sums_[block][slot], fragment[0][block], ptx::wgmma_descriptor(unit + kUnit));
-        Product::run(sums_[block][slot], fragment[1][block], ptx::wgmma_descriptor(unit));
-      } else {
-        Product::run(sums_[block][slot], fragment[0][block], ptx::wgmma_descriptor(unit));
-      }
+    float* sums = sums_[block][slot];
+    if constexpr (kExact) {
+      // The small products first: tensor cores cut off what a sum cannot hold, and theirs are small sums.
+      Product::start(sums, fragments[k][1][block], ptx::wgmma_descriptor(unit));
+      Product::run(sums, fragments[k][0][block], ptx::wgmma_descriptor(unit + kUnit));
     }
+    Product::run(sums, fragments[k][0][block], ptx::wgmma_descriptor(unit));
 #endif
   }
   // The products of one step begin: its units follow each other, those of one fragment slot by slot. Each set of slots
   // has code of its own, without branches: between these ptxas would wait for products before all of a step's are
-  // begun. Tensor cores cut off what their sums cannot hold; where that matters, each step is added up by itself, then
-  // rounded.
+  // begun. The exact ones, which are one unit, are a group for each row block, so that one block's sums can be added up
+  // while the next one's products are under way.
   template <uint32_t kSet, int kUnits>
   __device__ __forceinline__ void multiply_set(const Fragments& fragments, uint32_t unit) {
     ptx::begin_products();
-#pragma unroll
-    for (int k = 0; k < kUnits; ++k) {
+    const auto for_each_slot = [&](int k, const auto& body) {
+      uint32_t place = unit + k * (kUnit * kParts) * __builtin_popcount(kSet);
 #pragma unroll
       for (int slot = 0; slot < kSlots; ++slot) {
         if ((kSet >> slot & 1) == 0) continue;
-        multiply_slot(fragments, k, slot, unit);
-        unit += kUnit * kParts;
+        body(slot, place);
+        place += kUnit * kParts;
       }
-    }
-    ptx::commit_products();
+    };
     if constexpr (kExact) {
-      ptx::wait_for_products<0>();
-      for_each_sum([&](int block, int slot, int i) {
-        if ((kSet >> slot & 1) != 0) totals_[block][slot][i] += sums_[block][slot][i];
-      });
+#pragma unroll
+      for (int block = 0; block < kRowBlocks; ++block) {
+        for_each_slot(0, [&](int slot, uint32_t place) { multiply_slot(fragments, 0, block, slot, place); });
+        ptx::commit_products();
+      }
+    } else {
+#pragma unroll
+      for (int k = 0; k < kUnits; ++k) {
+        for_each_slot(k, [&](int slot, uint32_t place) {
+#pragma unroll
+          for (int block = 0; block < kRowBlocks; ++block) multiply_slot(fragments, k, block, slot, place);
+        });
+      }
+      ptx::commit_products();
+    }
+  }
+  // The exact sums of a step's slots are added up and rounded, as soon as its products have been made.
+  template <int kBlock>
+  __device__ __forceinline__ void fold(uint32_t slots) {
+    if constexpr (kBlock < kRowBlocks) {
+      ptx::wait_for_products<kRowBlocks - 1 - kBlock>();
+#pragma unroll
+      for (int slot = 0; slot < kSlots; ++slot) {
+        if ((slots >> slot & 1) == 0) continue;
+#pragma unroll
+        for (int i = 0; i < kColumns / 2; ++i) totals_[kBlock][slot][i] += sums_[kBlock][slot][i];
+      }
+      fold<kBlock + 1>(slots);
     }
   }
   // A step's code says for which one of the sets of slots it is, and how many units.
@@ -633,13 +652,20 @@ class Multiplier {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         multiply<0>(fragments[i], next[i].code, base + next[i].weights);
+        const uint32_t slots = next[i].slots;
         next[i] = steps[i + 2];
-        ptx::wait_for_products<1>();  // those of the step before have read their fragments
-        if (left == i + 1) {
-          ptx::wait_for_products<0>();
-          return;
+        if constexpr (kExact) {
+          load(fragments[1 - i], next[1 - i], source);
+          fold<0>(slots);
+          if (left == i + 1) return;
+        } else {
+          ptx::wait_for_products<1>();  // those of the step before have read their fragments
+          if (left == i + 1) {
+            ptx::wait_for_products<0>();
+            return;
+          }
+          load(fragments[1 - i], next[1 - i], source);
         }
-        load(fragments[1 - i], next[1 - i], source);
       }
     }
 #endif
