@@ -24,11 +24,11 @@ bool meets(const Problem& problem, int axis, int64_t input, int64_t tap, int64_t
   return output == input * problem.stride[axis] - problem.padding[axis] + tap * problem.dilation[axis];
 }
 
-uint32_t slots_of(const PipelinedGather& gather, int set) {
-  return gather.slots == 1   ? kSetsOf1[set]
-         : gather.slots == 2 ? kSetsOf2[set]
-         : gather.slots == 4 ? kSetsOf4[set]
-                             : kSetsOf8[set];
+uint32_t bands_of(const PipelinedGather& gather, int set) {
+  return gather.bands() == 1   ? kSetsOf1[set]
+         : gather.bands() == 2 ? kSetsOf2[set]
+         : gather.bands() == 4 ? kSetsOf4[set]
+                               : kSetsOf8[set];
 }
 
 // An offset along each axis, from a step's shift.
@@ -48,9 +48,9 @@ std::array<int64_t, 3> offset_of(const PipelinedGather& gather, const PipelinedP
 void check_tables(const NamedProblem& named, Operator op, const PipelinedGather& gather) {
   const Problem& problem = named.problem;
   const bool forward = op == Operator::forward;
-  const int64_t fold = gather.destination_stride[0] / (forward ? problem.stride[0] : 1);
-  std::set<std::array<int64_t, 5>> seen;  // tap, channel group, and which of the folded positions
-  int units = 0;
+  const int folded = gather.fold[0] * gather.fold[1] * gather.fold[2];
+  std::set<std::array<int64_t, 7>> seen;  // tap, channel group, and which residue
+  int units = 0, taps_so_far = 0;
   for (int block = 0; block < gather.phase_blocks; ++block) {
     const PipelinedPhase& phase = gather.tables.phases[block];
     for (int number = phase.first_piece; number < phase.first_piece + phase.pieces; ++number) {
@@ -62,32 +62,41 @@ void check_tables(const NamedProblem& named, Operator op, const PipelinedGather&
         CHECK(step.weights == weights) << named;
         const int set = static_cast<int>(step.code) / gather.step_units();
         const int members = static_cast<int>(step.code) % gather.step_units() + 1;
-        for (int product = 0; product < members * gather.slots; ++product) {
-          const int member = product / gather.slots, slot = product % gather.slots;
-          if (!(slots_of(gather, set) >> slot & 1)) continue;
-          const int unit = gather.unit_order[units++], tap = unit / gather.channel_groups;
-          const int group = unit % gather.channel_groups;
+        CHECK(step.bands == bands_of(gather, set)) << named;
+        for (int product = 0; product < members * gather.bands(); ++product) {
+          const int member = product / gather.bands(), band = product % gather.bands();
+          if (!(step.bands >> band & 1)) continue;
+          ++units;
           weights += static_cast<uint32_t>(gather.unit_bytes / 16);
-          const std::array<int64_t, 3> offset = offset_of(gather, phase, step.shift[member], group);
-          const int64_t taps[3] = {tap / problem.kernel[2] / problem.kernel[1],
-                                   tap / problem.kernel[2] % problem.kernel[1], tap % problem.kernel[2]};
-          const int w = gather.slot_extent[2], h = gather.slot_extent[1];
-          const int64_t residue[3] = {phase.residue[0] + slot / w / h, phase.residue[1] + slot / w % h,
-                                      phase.residue[2] + slot % w};
-          for (int axis = 0; axis < 3; ++axis) {
-            CHECK(residue[axis] < gather.destination_stride[axis]) << named << ": a slot beyond the residues";
-            CHECK(forward ? meets(problem, axis, offset[axis], taps[axis], residue[axis])
-                          : meets(problem, axis, residue[axis], taps[axis], offset[axis]))
-                << named << " axis " << axis << " offset " << offset[axis] << " tap " << taps[axis] << " residue "
-                << residue[axis];
+          for (int number_in_band = 0; number_in_band < gather.band(); ++number_in_band) {
+            const int slot = band * gather.band() + number_in_band, order = gather.unit_order[taps_so_far++];
+            if (order == PipelinedGather::kNoTap) {
+              CHECK(gather.band() > 1) << named << ": a product without a tap";
+              continue;
+            }
+            const int tap = order / gather.channel_groups, group = order % gather.channel_groups;
+            const std::array<int64_t, 3> offset = offset_of(gather, phase, step.shift[member], group);
+            const int64_t taps[3] = {tap / problem.kernel[2] / problem.kernel[1],
+                                     tap / problem.kernel[2] % problem.kernel[1], tap % problem.kernel[2]};
+            const int w = gather.slot_extent[2], h = gather.slot_extent[1];
+            const int64_t residue[3] = {phase.residue[0] + slot / w / h, phase.residue[1] + slot / w % h,
+                                        phase.residue[2] + slot % w};
+            for (int axis = 0; axis < 3; ++axis) {
+              CHECK(residue[axis] < gather.destination_stride[axis]) << named << ": a slot beyond the residues";
+              CHECK(forward ? meets(problem, axis, offset[axis], taps[axis], residue[axis])
+                            : meets(problem, axis, residue[axis], taps[axis], offset[axis]))
+                  << named << " axis " << axis << " offset " << offset[axis] << " tap " << taps[axis] << " residue "
+                  << residue[axis];
+            }
+            CHECK(seen.insert({taps[0], taps[1], taps[2], group, residue[0], residue[1], residue[2]}).second)
+                << named << ": a contact twice";
           }
-          CHECK(seen.insert({taps[0], taps[1], taps[2], group, residue[0]}).second) << named << ": a contact twice";
         }
       }
     }
   }
   CHECK(units == gather.units) << named;
-  CHECK(static_cast<int64_t>(seen.size()) == problem.taps() * fold * gather.channel_groups) << named;
+  CHECK(static_cast<int64_t>(seen.size()) == problem.taps() * folded * gather.channel_groups) << named;
   CHECK(gather.shared_bytes <= kTarget.shared_memory * gather.warpgroups / 2 - 1024) << named << gather.shared_bytes;
   CHECK(gather.samples * gather.tile[0] * gather.tile[1] * gather.tile[2] <= gather.positions()) << named;
   CHECK(gather.source_stages >= 2 && gather.weight_stages >= 2) << named;

@@ -17,44 +17,44 @@ constexpr int kMostStages = 4;
 
 using Axes = std::array<GatherAxis, 3>;
 
-Axes axes_of(const Problem& problem, Operator op, int64_t fold) {
-  Axes axes{GatherAxis(problem, op, 0, fold), GatherAxis(problem, op, 1), GatherAxis(problem, op, 2)};
+Axes axes_of(const Problem& problem, Operator op, const PipelinedGather& gather) {
+  Axes axes{GatherAxis(problem, op, 0, gather.fold[0]), GatherAxis(problem, op, 1, gather.fold[1]),
+            GatherAxis(problem, op, 2, gather.fold[2])};
   for (GatherAxis& axis : axes) axis.thin();
   return axes;
 }
 
 // Places `slots` residues: at most two along the width, which make whole rows, and the height, the others along the
-// depth, of which `fold` positions count as one where it has fewer residues. 0 where that cannot be.
-int place_slots(const Extent& residues, PipelinedGather& gather) {
-  int left = gather.slots;
+// depth. Where an axis has fewer residues, several of its positions count as one: of the depth, and wherever a band
+// wants two. False where that cannot be.
+bool place_slots(const Extent& residues, PipelinedGather& gather) {
+  int left = gather.slots, band = gather.band();
   for (int axis = 2; axis >= 0; --axis) {
+    const int64_t most = axis == 0 ? left : std::max<int64_t>(std::min<int64_t>(residues[axis], 2), std::min(band, 2));
     int extent = 1, bits = 0;
-    for (; extent < left && extent < residues[axis] && (axis == 0 || extent < 2); ++bits) extent *= 2;
+    for (; extent < left && extent < most; ++bits) extent *= 2;
+    if (extent > residues[axis] && extent % residues[axis] != 0) return false;
+    gather.fold[axis] = static_cast<int>(std::max<int64_t>(extent / residues[axis], 1));
     gather.slot_bits[axis] = bits;
     gather.slot_extent[axis] = extent;
     left /= extent;
+    band = std::max(band / extent, 1);
   }
-  if (left == 1) return 1;
-  if (gather.slot_extent[0] != residues[0]) return 0;
-  const int fold = left;
-  for (; left > 1; left /= 2) {
-    ++gather.slot_bits[0];
-    gather.slot_extent[0] *= 2;
-  }
-  return fold;
+  return true;
 }
 
 // What tiles walk through, whatever their size.
 struct Walk {
-  double steps = 1, taps = 1;    // of an average phase, before channel groups repeat them
-  double sets = 1;               // of slots, that they differ in
-  double busy = 1;               // the share of phases that have taps
-  int64_t all_steps = 1;         // of all phases
+  double steps = 1, units = 1;             // of an average phase, before channel groups repeat them
+  double sets = 1;                         // of bands, that they differ in
+  double busy = 1;                         // the share of phases that have taps
+  int64_t all_steps = 1, all_units = 1;    // of all phases
   int64_t reach[3] = {0, 0, 0};  // how far the offsets of one phase lie apart, at most
 
   Walk(const Axes& axes, const PipelinedGather& gather) {
     for (int axis = 0; axis < 3; ++axis) {
       const int64_t extent = gather.slot_extent[axis], residues = axes[axis].destination_stride;
+      const bool in_band = axis == 2 ? gather.band() > 1 : axis == 1 && gather.band() > gather.slot_extent[2];
       int64_t all_offsets = 0, all_contacts = 0, all_sets = 0, busy_blocks = 0;
       for (int64_t first = 0; first < residues; first += extent) {
         const std::vector<int64_t> offsets = axes[axis].offsets(first, extent);
@@ -71,45 +71,56 @@ struct Walk {
             set.push_back(axes[axis].tap_at(residue, offset) >= 0);
           sets_here.insert(set);
         }
-        all_sets += static_cast<int64_t>(sets_here.size());
+        all_sets += in_band ? 1 : static_cast<int64_t>(sets_here.size());
       }
+      if (in_band) all_contacts = all_offsets;
       const double blocks = static_cast<double>(ceil_divide<int64_t>(residues, extent));
       steps *= static_cast<double>(all_offsets) / blocks;
-      taps *= static_cast<double>(all_contacts) / blocks;
+      units *= static_cast<double>(all_contacts) / blocks;
       sets *= static_cast<double>(all_sets) / blocks;
       busy *= static_cast<double>(busy_blocks) / blocks;
       all_steps *= all_offsets;
+      all_units *= all_contacts;
     }
   }
 };
 
-// Which one of a kernel's sets of slots this is, or -1.
-int number_of(int slots, uint16_t set) {
+// Which one of a kernel's sets of bands this is, or -1.
+int number_of(int bands, uint16_t set) {
   const auto find = [set](const auto& sets) {
     const auto found = std::find(std::begin(sets), std::end(sets), set);
     return found == std::end(sets) ? -1 : static_cast<int>(found - std::begin(sets));
   };
-  return slots == 1 ? find(kSetsOf1) : slots == 2 ? find(kSetsOf2) : slots == 4 ? find(kSetsOf4) : find(kSetsOf8);
+  return bands == 1 ? find(kSetsOf1) : bands == 2 ? find(kSetsOf2) : bands == 4 ? find(kSetsOf4) : find(kSetsOf8);
 }
 
-// One step of a phase: an offset, one group of channels, and the taps that the phase's slots have there.
+// One step of a phase: an offset, one group of channels, the bands that have taps there, and the taps of their slots,
+// or -1.
 struct Step {
   std::array<int64_t, 3> offset;
   int group = 0;
-  uint16_t slots = 0;
+  uint16_t bands = 0;
   std::vector<int64_t> taps;
 
   Step(const Problem& problem, const Axes& axes, const PipelinedGather& gather, const PipelinedPhase& phase,
        const std::array<int64_t, 3>& offset)
       : offset(offset) {
     const int width = gather.slot_extent[2], height = gather.slot_extent[1];
-    for (int slot = 0; slot < gather.slots; ++slot) {
+    const auto tap_of = [&](int slot) {
       const int64_t found[3] = {axes[0].tap_at(phase.residue[0] + slot / width / height, offset[0]),
                                 axes[1].tap_at(phase.residue[1] + slot / width % height, offset[1]),
                                 axes[2].tap_at(phase.residue[2] + slot % width, offset[2])};
-      if (found[0] < 0 || found[1] < 0 || found[2] < 0) continue;
-      slots = static_cast<uint16_t>(slots | 1u << slot);
-      taps.push_back((found[0] * problem.kernel[1] + found[1]) * problem.kernel[2] + found[2]);
+      return found[0] < 0 || found[1] < 0 || found[2] < 0
+                 ? -1
+                 : (found[0] * problem.kernel[1] + found[1]) * problem.kernel[2] + found[2];
+    };
+    const int band = gather.band();
+    for (int number = 0; number < gather.bands(); ++number) {
+      std::vector<int64_t> taps_here;
+      for (int slot = 0; slot < band; ++slot) taps_here.push_back(tap_of(number * band + slot));
+      if (std::all_of(taps_here.begin(), taps_here.end(), [](int64_t tap) { return tap < 0; })) continue;
+      bands = static_cast<uint16_t>(bands | 1u << number);
+      taps.insert(taps.end(), taps_here.begin(), taps_here.end());
     }
   }
 
@@ -128,7 +139,7 @@ bool make_tables(const Problem& problem, const Axes& axes, PipelinedGather& gath
   for (int axis = 0; axis < 3; ++axis) {
     blocks[axis] = ceil_divide<int64_t>(axes[axis].destination_stride, gather.slot_extent[axis]);
   }
-  int pieces = 0, steps = 0, units = 0;
+  int pieces = 0, steps = 0, units = 0, taps = 0;
   for (int64_t block = 0; block < gather.phase_blocks; ++block) {
     const int64_t along[3] = {block / blocks[2] / blocks[1], block / blocks[2] % blocks[1], block % blocks[2]};
     PipelinedPhase& phase = tables.phases[block];
@@ -151,17 +162,17 @@ bool make_tables(const Problem& problem, const Axes& axes, PipelinedGather& gath
         }
       }
     }
-    std::stable_sort(singles.begin(), singles.end(), [](const Step& a, const Step& b) { return a.slots < b.slots; });
+    std::stable_sort(singles.begin(), singles.end(), [](const Step& a, const Step& b) { return a.bands < b.bands; });
 
     for (auto single = singles.cbegin(); single != singles.cend();) {
       int members = 1;
       while (members < gather.step_units() && single + members != singles.cend() &&
-             single[members].slots == single->slots)
+             single[members].bands == single->bands)
         ++members;
-      const int count = members * static_cast<int>(single->taps.size());
+      const int count = members * static_cast<int>(single->taps.size()) / gather.band();
       const bool begins = pieces == phase.first_piece || tables.pieces[pieces - 1].units + count > gather.piece_units;
-      const int set = number_of(gather.slots, single->slots);
-      if (set < 0 || steps == kMaximumPipelinedSteps || units + count > kMaximumUnits ||
+      const int set = number_of(gather.bands(), single->bands);
+      if (set < 0 || steps == kMaximumPipelinedSteps || (units + count) * gather.band() > kMaximumTaps ||
           (begins && pieces == kMaximumPieces))
         return false;
       if (begins) {
@@ -171,15 +182,17 @@ bool make_tables(const Problem& problem, const Axes& axes, PipelinedGather& gath
       PipelinedStep& step = tables.steps[steps++];
       step.weights = static_cast<uint32_t>(piece.units) * static_cast<uint32_t>(gather.unit_bytes / 16);
       step.code = static_cast<uint16_t>(set * gather.step_units() + members - 1);
-      step.slots = single->slots;
+      step.bands = single->bands;
       for (int member = 0; member < kMaximumUnitsOfStep; ++member) {
         step.shift[member] = single[std::min(member, members - 1)].shift(gather, phase);
       }
       for (int member = 0; member < members; ++member, ++single) {
         for (const int64_t tap : single->taps) {
-          gather.unit_order[units++] = static_cast<uint16_t>(tap * gather.channel_groups + single->group);
+          gather.unit_order[taps++] = tap < 0 ? PipelinedGather::kNoTap
+                                              : static_cast<uint16_t>(tap * gather.channel_groups + single->group);
         }
       }
+      units += count;
       ++piece.steps;
       piece.units = static_cast<uint16_t>(piece.units + count);
     }
@@ -210,11 +223,11 @@ bool divide_memory(const Target& target, const Walk& walk, PipelinedGather& gath
   const int64_t fixed = 256 + gather.staging_bytes + 8 * gather.positions() +
                         12 * gather.lines() * (gather.width + 2);  // places and targets, also of pairs
   const int64_t room = shared_memory_of_block(target, resident) - fixed;
-  const auto all_units = static_cast<int64_t>(std::ceil(walk.taps)) * gather.channel_groups;
+  const auto all_units = static_cast<int64_t>(std::ceil(walk.units)) * gather.channel_groups;
   for (const int64_t pieces_bytes : {32 << 10, 16 << 10, 8 << 10}) {
-    const int64_t least = int64_t{gather.slots} * gather.step_units();
+    const int64_t least = int64_t{gather.bands()} * gather.step_units();
     const int64_t units = std::max(least, pieces_bytes / gather.unit_bytes);
-    gather.piece_units = static_cast<int>(std::min({units, int64_t{kMaximumUnits}, std::max(all_units, least)}));
+    gather.piece_units = static_cast<int>(std::min(units, std::max(all_units, least)));
     gather.weight_stage_bytes = int64_t{gather.piece_units} * gather.unit_bytes;
     const int64_t weight_stages = 2;
     const int64_t source_stages =
@@ -261,26 +274,27 @@ double estimate(const Problem& problem, const Axes& axes, const Target& target, 
   const double destinations = static_cast<double>(gather.positions()) * gather.slots * gather.columns;
   const double stores = (1 + std::pow(634 / written_run(problem, axes, gather), 0.38)) * destinations * bytes;
   const double way_out = destinations / (128 * warpgroups) * (by_channels ? (is_half ? 47 : 31) : is_half ? 53 : 73);
+  const int product_columns = gather.columns * gather.band();
   // A tile with so many times the taps of the average phase.
   const auto tile_cycles = [&](double share) {
-    const double steps = share * walk.steps, taps = share * walk.taps, sets = share * walk.sets;
+    const double steps = share * walk.steps, units = share * walk.units, sets = share * walk.sets;
     const double stages = share > 0 ? gather.channel_blocks : 0, chunks = stages * gather.channel_groups;
-    const double pieces = stages * std::ceil(taps * gather.channel_groups / gather.piece_units);
+    const double pieces = stages * std::ceil(units * gather.channel_groups / gather.piece_units);
     // Resources of a multiprocessor. Channels lie apart in NCDHW, so that short rows waste parts of the 32-byte sectors
     // at their ends; and short runs of what is written, those of DRAM's pages.
     const double source_bytes = chunks * 32 * gather.source_positions;
-    const double weight_bytes = chunks * taps * gather.unit_bytes;
+    const double weight_bytes = chunks * units * gather.unit_bytes;
     const double sector = by_channels ? 2.9 * 32.0 / bytes : 0;
     const double loads = (1 + sector / gather.row_pitch) * source_bytes + weight_bytes;
-    const double multiply = 0.9 * row_groups * chunks * taps * parts * product_cycles(gather.columns);
-    const double shared = 0.69 * (row_groups * chunks * parts * (steps * 16 + taps * gather.columns / 4.0) +
+    const double multiply = 0.9 * row_groups * chunks * units * parts * product_cycles(product_columns);
+    const double shared = 0.69 * (row_groups * chunks * parts * (steps * 16 + units * product_columns / 4.0) +
                                   (weight_bytes + (by_channels ? 12 * destinations : 0)) / 128);
     const double memory = loads / 76 + stores / 36;
     // What a multiplying warpgroup does one after the other, and what the warps that load do.
     const double fragments = steps * chunks;
     const double dispatches = stages * std::max(sets, steps * gather.channel_groups / gather.step_units());
     const double folds = gather.exact ? 1.9 * fragments * gather.slots * gather.row_blocks * gather.columns : 0;
-    const double chain = dispatches * (gather.slots > 2 ? 222 : 106) + fragments * gather.row_blocks * parts * 18.5 +
+    const double chain = dispatches * (gather.bands() > 2 ? 222 : 106) + fragments * gather.row_blocks * parts * 18.5 +
                          folds + 182 * pieces + 1245 + way_out;
     const double loading = source_bytes / 512 * (by_channels ? (is_half ? 145 : 125) : 109) / warpgroups + 448 * stages;
     // Others do something else meanwhile: the parts overlap, but not wholly.
@@ -351,9 +365,8 @@ bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& tar
     gather.slots = configuration.slots;
     gather.columns = configuration.columns;
     gather.row_blocks = configuration.row_blocks;
-    const int fold = place_slots(residues, gather);
-    if (fold == 0) continue;
-    const Axes axes = axes_of(problem, op, fold);
+    if (!place_slots(residues, gather)) continue;
+    const Axes axes = axes_of(problem, op, gather);
     gather.phase_blocks = 1;
     for (int axis = 0; axis < 3; ++axis) {
       gather.source_stride[axis] = static_cast<int>(axes[axis].source_stride);
@@ -365,12 +378,12 @@ bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& tar
     }
     if (gather.phase_blocks > kMaximumPhases) continue;
     const Walk walk(axes, gather);
-    gather.unit_bytes = 32 * gather.columns * gather.parts();
+    gather.unit_bytes = 32 * gather.columns * gather.band() * gather.parts();
     gather.staging_bytes = problem.layout == Layout::ncdhw ? 4 * staging_floats(gather.columns, gather.row_blocks) : 0;
     for (const int channel_groups : {1, 2, 4}) {
       if (channel_groups > 1 && sources <= channel_groups / 2 * group_channels) continue;
       if (walk.all_steps * channel_groups > kMaximumPipelinedSteps ||
-          problem.taps() * fold * channel_groups > kMaximumUnits)
+          walk.all_units * gather.band() * channel_groups > kMaximumTaps)
         continue;
       for (const int warpgroups : {1, 2}) {
         PipelinedGather candidate = gather;
@@ -384,8 +397,7 @@ bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& tar
     }
   }
   if (least == std::numeric_limits<double>::max()) return false;
-  const int fold = static_cast<int>(best.destination_stride[0] / residues[0]);
-  const Axes axes = axes_of(problem, op, fold);
+  const Axes axes = axes_of(problem, op, best);
   if (!make_tables(problem, axes, best)) return false;
   result = best;
   result.packed_bytes =

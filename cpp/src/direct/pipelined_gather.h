@@ -4,7 +4,8 @@
 // A tile is a set of positions q, one block of residues ("slots") and one block of destination channels ("columns").
 // It sums over stages of the source, each 32 * channel_groups bytes of channels of every source voxel that the tile
 // needs, and in each over steps: one offset of the source and 32 bytes of its channels, multiplied for every slot that
-// has a tap there. The weights of a stage's steps come in pieces of their own.
+// has a tap there. The weights of a stage's steps come in pieces of their own. Where columns are few, one product makes
+// those of several neighbouring slots, a "band" of them; weights are zero where one of these has no tap.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +27,14 @@ inline constexpr GatherConfiguration kPipelinedGathers[] = {
     {4, 32, 1, true},  {8, 8, 2, true},   {8, 16, 1, true},
 };
 
-// The sets of slots, as bits, that a step may have taps for. Two slots or one along each axis, or a window of them.
+// Slots in a band. A product of 8 or 16 columns takes about as long as one of 32.
+constexpr CONVT3D_HOST_DEVICE int band_slots(int slots, int columns) {
+  int band = 1;
+  while (2 * band <= slots && band * columns < 32) band *= 2;
+  return band;
+}
+
+// The sets of bands, as bits, that a step may have taps for. Two bands or one along each axis, or a window of them.
 inline constexpr uint8_t kSetsOf1[] = {1};
 inline constexpr uint8_t kSetsOf2[] = {1, 2, 3};
 inline constexpr uint8_t kSetsOf4[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -34,22 +42,23 @@ inline constexpr uint8_t kSetsOf8[] = {1,  2,   4,  8,   16, 32,  64, 128, 3,   
                                        68, 136, 15, 240, 51, 204, 85, 170, 255, 7,  14, 28,  56, 112, 224, 6,   24, 96};
 
 // Units that one step has at most: its products hide what a warp does between two steps, but its fragments, two steps'
-// at a time, have to fit into registers beside the sums, and code for every number of units and set of slots into
+// at a time, have to fit into registers beside the sums, and code for every number of units and set of bands into
 // caches.
 constexpr int kMaximumUnitsOfStep = 4;
 constexpr int units_together(const GatherConfiguration& configuration) {
   if (configuration.exact) return 1;
   const int sums = configuration.slots * configuration.columns * configuration.row_blocks / 2;
-  return configuration.slots <= 2 && sums <= 96 ? kMaximumUnitsOfStep : 2;
+  const int bands = configuration.slots / band_slots(configuration.slots, configuration.columns);
+  return bands <= 2 && sums <= 96 ? kMaximumUnitsOfStep : 2;
 }
 
-// Units of some offsets of the source that the same slots have taps for. A unit is one tap's 32 bytes of channels, by
-// all columns.
+// Units of some offsets of the source that the same bands have taps for. A unit is the 32 bytes of channels of one tap
+// for each slot of a band, by all columns.
 struct PipelinedStep {
   int32_t shift[kMaximumUnitsOfStep]{};  // from a position's own place in the stage's source to theirs, in bytes
   uint32_t weights = 0;                  // where its units begin in their piece, in 16 bytes
   uint16_t code = 0;   // the number of kSetsOf1 to 8, times what units_together says, and the units less one
-  uint16_t slots = 0;  // the set itself
+  uint16_t bands = 0;  // the set itself
 };
 
 // Steps whose weights arrive together.
@@ -66,7 +75,7 @@ struct PipelinedPhase {
 };
 
 constexpr int kMaximumPipelinedSteps = 512;
-constexpr int kMaximumUnits = 1024;
+constexpr int kMaximumTaps = 2048;  // of all units
 constexpr int kMaximumPieces = 256;
 constexpr int kMaximumPhases = 32;
 
@@ -85,6 +94,7 @@ struct PipelinedGather {
 
   int slot_bits[3] = {0, 0, 0};  // logarithms of the slots along each axis
   int slot_extent[3] = {1, 1, 1};
+  int fold[3] = {1, 1, 1};  // neighbouring positions that count as one, so that there are as many times the residues
   int phase_blocks = 1, column_blocks = 1, channel_blocks = 1;
   int channel_groups = 1;   // 32 bytes of source channels each, in a stage
   int samples = 1;          // of the batch, in one tile
@@ -107,12 +117,16 @@ struct PipelinedGather {
   Divisor<int32_t> by_columns, by_phases, by_groups, by_tiles[3], by_tile[3], by_width, by_rows, by_planes, by_pairs,
       by_source_stride;
   PipelinedTables tables;
-  uint16_t unit_order[kMaximumUnits]{};  // tap * channel_groups + channel group
+  // Of each unit and slot of its band: tap * channel_groups + channel group, or kNoTap.
+  uint16_t unit_order[kMaximumTaps]{};
+  static constexpr uint16_t kNoTap = 0xffff;
 
   CONVT3D_HOST_DEVICE int parts() const {
     return exact ? 2 : 1;
   }  // of a float32: what tf32 holds, and what that leaves over
   int step_units() const { return units_together({slots, columns, row_blocks, exact}); }  // at most
+  CONVT3D_HOST_DEVICE int band() const { return band_slots(slots, columns); }
+  int bands() const { return slots / band(); }
   CONVT3D_HOST_DEVICE int positions() const { return 64 * warpgroups * row_blocks; }
   CONVT3D_HOST_DEVICE int lines() const { return samples * planes * rows; }
   CONVT3D_HOST_DEVICE int pairs() const { return width / 2 + 1; }  // that cover a line wherever it begins

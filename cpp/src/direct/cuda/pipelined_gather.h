@@ -410,13 +410,13 @@ __device__ __forceinline__ void load_weights(const PipelinedArguments<T>& argume
   }
 }
 
-// The sets of slots that a kernel has code for.
-template <int kSlots>
-struct SlotSets {
+// The sets of bands that a kernel has code for.
+template <int kBands>
+struct BandSets {
   static constexpr const uint8_t* table() {
-    return kSlots == 1 ? kSetsOf1 : kSlots == 2 ? kSetsOf2 : kSlots == 4 ? kSetsOf4 : kSetsOf8;
+    return kBands == 1 ? kSetsOf1 : kBands == 2 ? kSetsOf2 : kBands == 4 ? kSetsOf4 : kSetsOf8;
   }
-  static constexpr size_t kCount = kSlots < 8 ? (1u << kSlots) - 1 : sizeof(kSetsOf8);
+  static constexpr size_t kCount = kBands < 8 ? (1u << kBands) - 1 : sizeof(kSetsOf8);
   template <size_t kNumber>
   static constexpr uint32_t kSet = table()[kNumber];
 };
@@ -479,7 +479,9 @@ class Multiplier {
 
  private:
   static constexpr int kParts = kExact ? 2 : 1;
-  static constexpr int kUnit = 2 * kColumns;  // 16-byte rows of a unit's part
+  static constexpr int kBand = band_slots(kSlots, kColumns), kBands = kSlots / kBand;
+  static constexpr int kProductColumns = kBand * kColumns;
+  static constexpr int kUnit = 2 * kProductColumns;  // 16-byte rows of a unit's part
   static constexpr int kDepth = units_together({kSlots, kColumns, kRowBlocks, kExact});  // units of a step, at most
   static constexpr int kStaged = staged_columns(kColumns, kRowBlocks);
   static constexpr int kStagingFloats = staging_floats(kColumns, kRowBlocks);
@@ -528,10 +530,10 @@ class Multiplier {
     }
   }
 
-  __device__ __forceinline__ void multiply_slot(const Fragments& fragments, int k, int block, int slot, uint32_t unit) {
+  __device__ __forceinline__ void multiply_band(const Fragments& fragments, int k, int block, int band, uint32_t unit) {
 #if CONVT3D_HAS_WGMMA
-    using Product = ptx::Wgmma<T, kColumns>;
-    float* sums = sums_[block][slot];
+    using Product = ptx::Wgmma<T, kProductColumns>;
+    float* sums = sums_[block][band * kBand];  // and on through the band's other slots
     if constexpr (kExact) {
       // The small products first: tensor cores cut off what a sum cannot hold, and theirs are small sums.
       Product::start(sums, fragments[k][1][block], ptx::wgmma_descriptor(unit));
@@ -540,65 +542,65 @@ class Multiplier {
     Product::run(sums, fragments[k][0][block], ptx::wgmma_descriptor(unit));
 #endif
   }
-  // The products of one step begin: its units follow each other, those of one fragment slot by slot. Each set of slots
+  // The products of one step begin: its units follow each other, those of one fragment band by band. Each set of bands
   // has code of its own, without branches: between these ptxas would wait for products before all of a step's are
   // begun. The exact ones, which are one unit, are a group for each row block, so that one block's sums can be added up
   // while the next one's products are under way.
   template <uint32_t kSet, int kUnits>
   __device__ __forceinline__ void multiply_set(const Fragments& fragments, uint32_t unit) {
     ptx::begin_products();
-    const auto for_each_slot = [&](int k, const auto& body) {
+    const auto for_each_band = [&](int k, const auto& body) {
       uint32_t place = unit + k * (kUnit * kParts) * __builtin_popcount(kSet);
 #pragma unroll
-      for (int slot = 0; slot < kSlots; ++slot) {
-        if ((kSet >> slot & 1) == 0) continue;
-        body(slot, place);
+      for (int band = 0; band < kBands; ++band) {
+        if ((kSet >> band & 1) == 0) continue;
+        body(band, place);
         place += kUnit * kParts;
       }
     };
     if constexpr (kExact) {
 #pragma unroll
       for (int block = 0; block < kRowBlocks; ++block) {
-        for_each_slot(0, [&](int slot, uint32_t place) { multiply_slot(fragments, 0, block, slot, place); });
+        for_each_band(0, [&](int band, uint32_t place) { multiply_band(fragments, 0, block, band, place); });
         ptx::commit_products();
       }
     } else {
 #pragma unroll
       for (int k = 0; k < kUnits; ++k) {
-        for_each_slot(k, [&](int slot, uint32_t place) {
+        for_each_band(k, [&](int band, uint32_t place) {
 #pragma unroll
-          for (int block = 0; block < kRowBlocks; ++block) multiply_slot(fragments, k, block, slot, place);
+          for (int block = 0; block < kRowBlocks; ++block) multiply_band(fragments, k, block, band, place);
         });
       }
       ptx::commit_products();
     }
   }
-  // The exact sums of a step's slots are added up and rounded, as soon as its products have been made.
+  // The exact sums of a step's bands are added up and rounded, as soon as its products have been made.
   template <int kBlock>
-  __device__ __forceinline__ void fold(uint32_t slots) {
+  __device__ __forceinline__ void fold(uint32_t bands) {
     if constexpr (kBlock < kRowBlocks) {
       ptx::wait_for_products<kRowBlocks - 1 - kBlock>();
 #pragma unroll
       for (int slot = 0; slot < kSlots; ++slot) {
-        if ((slots >> slot & 1) == 0) continue;
+        if ((bands >> slot / kBand & 1) == 0) continue;
 #pragma unroll
         for (int i = 0; i < kColumns / 2; ++i) totals_[kBlock][slot][i] += sums_[kBlock][slot][i];
       }
-      fold<kBlock + 1>(slots);
+      fold<kBlock + 1>(bands);
     }
   }
-  // A step's code says for which one of the sets of slots it is, and how many units.
+  // A step's code says for which one of the sets of bands it is, and how many units.
   template <size_t kCode>
   __device__ __forceinline__ void multiply_coded(const Fragments& fragments, uint32_t unit) {
-    if constexpr (kCode < kDepth * SlotSets<kSlots>::kCount) {
-      multiply_set<SlotSets<kSlots>::template kSet<kCode / kDepth>, kCode % kDepth + 1>(fragments, unit);
+    if constexpr (kCode < kDepth * BandSets<kBands>::kCount) {
+      multiply_set<BandSets<kBands>::template kSet<kCode / kDepth>, kCode % kDepth + 1>(fragments, unit);
     }
   }
   // A jump table: comparisons would take longer than the products.
   template <size_t kFirst>
   __device__ __forceinline__ void multiply(const Fragments& fragments, uint32_t code, uint32_t unit) {
     constexpr size_t kNext = kFirst + 16;
-    if constexpr (kNext < kDepth * SlotSets<kSlots>::kCount) {
+    if constexpr (kNext < kDepth * BandSets<kBands>::kCount) {
       if (code >= kNext) return multiply<kNext>(fragments, code, unit);
     }
     switch (code - kFirst) {
@@ -643,7 +645,7 @@ class Multiplier {
   // nobody needs.
   __device__ __forceinline__ void multiply_piece(const WeightPiece& piece, uint32_t source, uint32_t weights) {
 #if CONVT3D_HAS_WGMMA
-    const uint32_t base = ptx::wgmma_columns(weights, kColumns * 16);
+    const uint32_t base = ptx::wgmma_columns(weights, kProductColumns * 16);
     const PipelinedStep* steps = gather_.tables.steps + piece.first_step;
     Fragments fragments[2];
     PipelinedStep next[2] = {steps[0], steps[1]};
@@ -652,11 +654,11 @@ class Multiplier {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         multiply<0>(fragments[i], next[i].code, base + next[i].weights);
-        const uint32_t slots = next[i].slots;
+        const uint32_t bands = next[i].bands;
         next[i] = steps[i + 2];
         if constexpr (kExact) {
           load(fragments[1 - i], next[1 - i], source);
-          fold<0>(slots);
+          fold<0>(bands);
           if (left == i + 1) return;
         } else {
           ptx::wait_for_products<1>();  // those of the step before have read their fragments
@@ -917,7 +919,7 @@ __global__ void __launch_bounds__(256)
     pack_units_kernel(const T* weight, unsigned char* packed, const __grid_constant__ PipelinedGather gather,
                       bool is_forward, bool channels_first, int sources, int destinations, int kernel_taps) {
   constexpr int kChannels = 16 / sizeof(T);
-  const int parts = gather.parts(), columns = gather.columns;
+  const int parts = gather.parts(), band = gather.band(), columns = band * gather.columns;
   const int64_t pieces = gather.packed_bytes / 16 / parts, piece = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
   if (piece >= pieces) return;
   // Neighbouring threads read neighbouring weights: taps in NCDHW, channels in NDHWC.
@@ -929,22 +931,23 @@ __global__ void __launch_bounds__(256)
   };
   int unit = 0;
   if (channels_first) unit = digit(gather.units);
-  const int column = digit(columns), half = digit(2);
+  const int column = digit(gather.columns), slot = digit(band), half = digit(2);
   if (!channels_first) unit = digit(gather.units);
   const int64_t block = index;
   const int channel_block = digit(gather.channel_blocks);
   const int destination =
-      digit(gather.column_blocks) * columns + (channels_first ? column : channel_of_column(column, columns, sizeof(T)));
+      digit(gather.column_blocks) * gather.columns +
+      (channels_first ? column : channel_of_column(column, gather.columns, sizeof(T)));
   const int64_t group = index;
-  const int tap = gather.unit_order[unit] / gather.channel_groups;
-  const int channel_group = gather.unit_order[unit] - tap * gather.channel_groups;
+  const int order = gather.unit_order[unit * band + slot], tap = order / gather.channel_groups;
+  const int channel_group = order - tap * gather.channel_groups;
   const int first = ((channel_block * gather.channel_groups + channel_group) * 2 + half) * kChannels;
   alignas(16) T values[2][kChannels];
 #pragma unroll
   for (int i = 0; i < kChannels; ++i) {
     const int source = first + i;
     T value = T(0.0f);
-    if (source < sources && destination < destinations) {
+    if (order != PipelinedGather::kNoTap && source < sources && destination < destinations) {
       const int64_t in = is_forward ? group * sources + source : group * destinations + destination;
       const int out = is_forward ? destination : source, outs = is_forward ? destinations : sources;
       value = weight[channels_first ? (in * outs + out) * kernel_taps + tap : (in * kernel_taps + tap) * outs + out];
@@ -956,7 +959,8 @@ __global__ void __launch_bounds__(256)
     }
   }
   uint4* place =
-      reinterpret_cast<uint4*>(packed) + (((block * gather.units + unit) * parts * 2) + half) * columns + column;
+      reinterpret_cast<uint4*>(packed) + (((block * gather.units + unit) * parts * 2) + half) * columns +
+      slot * gather.columns + column;
   place[0] = *reinterpret_cast<const uint4*>(values[0]);
   if (gather.exact) place[2 * columns] = *reinterpret_cast<const uint4*>(values[1]);
 }
