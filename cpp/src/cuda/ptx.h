@@ -167,9 +167,9 @@ __device__ __forceinline__ void wait_for_products() {
 
 #if CONVT3D_HAS_WGMMA
 
-// `run`: d += a @ b, `start`: d = a @ b, on four warps, each with 16 rows of a in registers, as in mma above; d[4 * i +
-// j] belongs to columns 8 * i and on. b is a descriptor of 32 bytes by N columns in shared memory, see
-// wgmma_descriptor.
+// `run`: d += a @ b, `run_if`: d = a @ b unless it `keeps` d, on four warps, each with 16 rows of a in registers, as in
+// mma above; d[4 * i + j] belongs to columns 8 * i and on. b is a descriptor of 32 bytes by N columns in shared memory,
+// see wgmma_descriptor.
 template <class T, int N>
 struct Wgmma;
 
@@ -197,7 +197,7 @@ __device__ __forceinline__ uint64_t wgmma_rows(uint32_t address, uint32_t half_s
 #define CONVT3D_SUMS_4(i) "+f"(d[(i)]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
 #define CONVT3D_SUMS_8(i) CONVT3D_SUMS_4(i), CONVT3D_SUMS_4((i) + 4)
 #define CONVT3D_SUMS_16(i) CONVT3D_SUMS_8(i), CONVT3D_SUMS_8((i) + 8)
-#define CONVT3D_WGMMA_OF(Name, T, N, kind, scales, sum_names, operand_names, ...)                                    \
+#define CONVT3D_WGMMA_OF(Name, T, N, kind, scales, sum_names, operand_names, keep_name, ...)                         \
   template <>                                                                                                        \
   struct Name<T, N> {                                                                                                \
     static __device__ __forceinline__ void run(float* d, const uint32_t (&a)[4], uint64_t b) {                       \
@@ -205,34 +205,36 @@ __device__ __forceinline__ uint64_t wgmma_rows(uint32_t address, uint32_t half_s
                    : __VA_ARGS__                                                                                     \
                    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                            \
     }                                                                                                                \
-    static __device__ __forceinline__ void start(float* d, const uint32_t (&a)[4], uint64_t b) {                     \
-      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N kind " {" sum_names "}, " operand_names ", 0, " scales ";" \
+    static __device__ __forceinline__ void run_if(bool keeps, float* d, const uint32_t (&a)[4], uint64_t b) {        \
+      asm volatile("{ .reg .pred keeps; setp.ne.b32 keeps, " keep_name                                               \
+                   ", 0; wgmma.mma_async.sync.aligned.m64n" #N kind " {" sum_names "}, " operand_names               \
+                   ", keeps, " scales "; }"                                                                          \
                    : __VA_ARGS__                                                                                     \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                            \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keeps ? 1 : 0));                        \
     }                                                                                                                \
   };
 #define CONVT3D_WGMMA(Name, T, kind, scales)                                                                          \
-  CONVT3D_WGMMA_OF(Name, T, 8, kind, scales, "%0, %1, %2, %3", "{%4, %5, %6, %7}, %8", CONVT3D_SUMS_4(0))             \
-  CONVT3D_WGMMA_OF(Name, T, 16, kind, scales, "%0, %1, %2, %3, %4, %5, %6, %7", "{%8, %9, %10, %11}, %12",            \
+  CONVT3D_WGMMA_OF(Name, T, 8, kind, scales, "%0, %1, %2, %3", "{%4, %5, %6, %7}, %8", "%9", CONVT3D_SUMS_4(0))       \
+  CONVT3D_WGMMA_OF(Name, T, 16, kind, scales, "%0, %1, %2, %3, %4, %5, %6, %7", "{%8, %9, %10, %11}, %12", "%13",     \
                    CONVT3D_SUMS_8(0))                                                                                 \
   CONVT3D_WGMMA_OF(Name, T, 24, kind, scales, "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11",                     \
-                   "{%12, %13, %14, %15}, %16", CONVT3D_SUMS_8(0), CONVT3D_SUMS_4(8))                                 \
+                   "{%12, %13, %14, %15}, %16", "%17", CONVT3D_SUMS_8(0), CONVT3D_SUMS_4(8))                          \
   CONVT3D_WGMMA_OF(Name, T, 32, kind, scales, "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15", \
-                   "{%16, %17, %18, %19}, %20", CONVT3D_SUMS_16(0))                                                   \
+                   "{%16, %17, %18, %19}, %20", "%21", CONVT3D_SUMS_16(0))                                            \
   CONVT3D_WGMMA_OF(Name, T, 48, kind, scales,                                                                         \
                    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                           \
                    "%16, %17, %18, %19, %20, %21, %22, %23",                                                          \
-                   "{%24, %25, %26, %27}, %28", CONVT3D_SUMS_16(0), CONVT3D_SUMS_8(16))                               \
+                   "{%24, %25, %26, %27}, %28", "%29", CONVT3D_SUMS_16(0), CONVT3D_SUMS_8(16))                        \
   CONVT3D_WGMMA_OF(Name, T, 64, kind, scales,                                                                         \
                    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                           \
                    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31",                  \
-                   "{%32, %33, %34, %35}, %36", CONVT3D_SUMS_16(0), CONVT3D_SUMS_16(16))                              \
+                   "{%32, %33, %34, %35}, %36", "%37", CONVT3D_SUMS_16(0), CONVT3D_SUMS_16(16))                       \
   CONVT3D_WGMMA_OF(Name, T, 128, kind, scales,                                                                        \
                    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                           \
                    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                 \
                    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                 \
                    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63",                  \
-                   "{%64, %65, %66, %67}, %68", CONVT3D_SUMS_16(0), CONVT3D_SUMS_16(16), CONVT3D_SUMS_16(32),         \
+                   "{%64, %65, %66, %67}, %68", "%69", CONVT3D_SUMS_16(0), CONVT3D_SUMS_16(16), CONVT3D_SUMS_16(32),  \
                    CONVT3D_SUMS_16(48))
 CONVT3D_WGMMA(Wgmma, float, "k8.f32.tf32.tf32", "1, 1")
 CONVT3D_WGMMA(Wgmma, __half, "k16.f32.f16.f16", "1, 1, 0")

@@ -45,11 +45,11 @@ bool place_slots(const Extent& residues, PipelinedGather& gather) {
 
 // What tiles walk through, whatever their size.
 struct Walk {
-  double steps = 1, units = 1;             // of an average phase, before channel groups repeat them
-  double sets = 1;                         // of bands, that they differ in
-  double busy = 1;                         // the share of phases that have taps
-  int64_t all_steps = 1, all_units = 1;    // of all phases
-  int64_t reach[3] = {0, 0, 0};  // how far the offsets of one phase lie apart, at most
+  double steps = 1, units = 1;           // of an average phase, before channel groups repeat them
+  double sets = 1;                       // of bands, that they differ in
+  double busy = 1;                       // the share of phases that have taps
+  int64_t all_steps = 1, all_units = 1;  // of all phases
+  int64_t reach[3] = {0, 0, 0};          // how far the offsets of one phase lie apart, at most
 
   Walk(const Axes& axes, const PipelinedGather& gather) {
     for (int axis = 0; axis < 3; ++axis) {
@@ -133,13 +133,16 @@ struct Step {
 };
 
 // The lists that the kernel walks through. False where they do not fit.
-bool make_tables(const Problem& problem, const Axes& axes, PipelinedGather& gather) {
+bool make_tables(const Problem& problem, Operator op, const Axes& axes, PipelinedGather& gather) {
   PipelinedTables& tables = gather.tables;
   int64_t blocks[3];
   for (int axis = 0; axis < 3; ++axis) {
     blocks[axis] = ceil_divide<int64_t>(axes[axis].destination_stride, gather.slot_extent[axis]);
   }
+  const int64_t terms =
+      problem.taps() * (op == Operator::forward ? problem.group_in_channels() : problem.group_out_channels());
   int pieces = 0, steps = 0, units = 0, taps = 0;
+  int unfolded = 0;  // steps whose exact sums are being added to
   for (int64_t block = 0; block < gather.phase_blocks; ++block) {
     const int64_t along[3] = {block / blocks[2] / blocks[1], block / blocks[2] % blocks[1], block % blocks[2]};
     PipelinedPhase& phase = tables.phases[block];
@@ -182,14 +185,20 @@ bool make_tables(const Problem& problem, const Axes& axes, PipelinedGather& gath
       PipelinedStep& step = tables.steps[steps++];
       step.weights = static_cast<uint32_t>(piece.units) * static_cast<uint32_t>(gather.unit_bytes / 16);
       step.code = static_cast<uint16_t>(set * gather.step_units() + members - 1);
-      step.bands = single->bands;
+      step.bands = static_cast<uint8_t>(single->bands);
+      if (!begins && tables.steps[steps - 2].bands == step.bands && unfolded < folded_steps(terms)) {
+        step.starts = tables.steps[steps - 2].folds = false;
+        ++unfolded;
+      } else {
+        unfolded = 1;
+      }
       for (int member = 0; member < kMaximumUnitsOfStep; ++member) {
         step.shift[member] = single[std::min(member, members - 1)].shift(gather, phase);
       }
       for (int member = 0; member < members; ++member, ++single) {
         for (const int64_t tap : single->taps) {
-          gather.unit_order[taps++] = tap < 0 ? PipelinedGather::kNoTap
-                                              : static_cast<uint16_t>(tap * gather.channel_groups + single->group);
+          gather.unit_order[taps++] =
+              tap < 0 ? PipelinedGather::kNoTap : static_cast<uint16_t>(tap * gather.channel_groups + single->group);
         }
       }
       units += count;
@@ -202,7 +211,14 @@ bool make_tables(const Problem& problem, const Axes& axes, PipelinedGather& gath
   return true;
 }
 
-void set_tile(const Axes& axes, const Walk& walk, const int64_t (&tile)[3], PipelinedGather& gather) {
+// Eight rows of a fragment meet in no bank where they are one row of the tile, or where rows are so far apart that they
+// are as if they were.
+bool is_spread(const PipelinedGather& gather) {
+  return gather.tile[2] % 8 == 0 || gather.tile[2] % 8 == gather.row_pitch % 8 || gather.lines() == 1;
+}
+
+// With `spread`, rows are as far apart as that takes.
+void set_tile(const Axes& axes, const Walk& walk, const int64_t (&tile)[3], bool spread, PipelinedGather& gather) {
   for (int axis = 0; axis < 3; ++axis) {
     gather.tile[axis] = static_cast<int>(tile[axis]);
     gather.tiles[axis] = ceil_divide<int64_t>(axes[axis].positions(), tile[axis]);
@@ -211,6 +227,7 @@ void set_tile(const Axes& axes, const Walk& walk, const int64_t (&tile)[3], Pipe
   gather.rows = static_cast<int>((tile[1] - 1) * axes[1].source_stride + walk.reach[1] + 1);
   gather.residue_pitch = static_cast<int>(tile[2] + walk.reach[2] / axes[2].source_stride);
   gather.row_pitch = static_cast<int>(gather.residue_pitch * std::min(axes[2].source_stride, walk.reach[2] + 1));
+  if (spread) gather.row_pitch += static_cast<int>(((tile[2] - gather.row_pitch) % 8 + 8) % 8);
   gather.width = static_cast<int>((tile[2] - 1) * axes[2].source_stride + walk.reach[2] + 1);
   gather.source_positions = gather.samples * gather.planes * gather.rows * gather.row_pitch;
   gather.half_stride = 16 * gather.source_positions;
@@ -275,6 +292,7 @@ double estimate(const Problem& problem, const Axes& axes, const Target& target, 
   const double stores = (1 + std::pow(634 / written_run(problem, axes, gather), 0.38)) * destinations * bytes;
   const double way_out = destinations / (128 * warpgroups) * (by_channels ? (is_half ? 47 : 31) : is_half ? 53 : 73);
   const int product_columns = gather.columns * gather.band();
+  const double fragment = is_spread(gather) ? 16 : 16 + 16 * std::min(1.0, 7.0 / gather.tile[2]);  // cycles
   // A tile with so many times the taps of the average phase.
   const auto tile_cycles = [&](double share) {
     const double steps = share * walk.steps, units = share * walk.units, sets = share * walk.sets;
@@ -282,12 +300,12 @@ double estimate(const Problem& problem, const Axes& axes, const Target& target, 
     const double pieces = stages * std::ceil(units * gather.channel_groups / gather.piece_units);
     // Resources of a multiprocessor. Channels lie apart in NCDHW, so that short rows waste parts of the 32-byte sectors
     // at their ends; and short runs of what is written, those of DRAM's pages.
-    const double source_bytes = chunks * 32 * gather.source_positions;
+    const double source_bytes = chunks * 32 * gather.lines() * gather.width;
     const double weight_bytes = chunks * units * gather.unit_bytes;
     const double sector = by_channels ? 2.9 * 32.0 / bytes : 0;
-    const double loads = (1 + sector / gather.row_pitch) * source_bytes + weight_bytes;
+    const double loads = (1 + sector / gather.width) * source_bytes + weight_bytes;
     const double multiply = 0.9 * row_groups * chunks * units * parts * product_cycles(product_columns);
-    const double shared = 0.69 * (row_groups * chunks * parts * (steps * 16 + units * product_columns / 4.0) +
+    const double shared = 0.69 * (row_groups * chunks * parts * (steps * fragment + units * product_columns / 4.0) +
                                   (weight_bytes + (by_channels ? 12 * destinations : 0)) / 128);
     const double memory = loads / 76 + stores / 36;
     // What a multiplying warpgroup does one after the other, and what the warps that load do.
@@ -325,14 +343,18 @@ void try_tiles(const Problem& problem, const Axes& axes, const Target& target, c
             std::clamp<int64_t>(positions / (width * height * depth), 1, std::max<int64_t>(problem.batch, 1)));
       }
       if (gather.samples * sample > kGatherLimit) continue;
-      set_tile(axes, walk, {depth, height, width}, gather);
-      gather.items = ceil_divide<int64_t>(problem.batch, gather.samples) * problem.groups * gather.phase_blocks *
-                     gather.column_blocks * gather.tiles[0] * gather.tiles[1] * gather.tiles[2];
-      if (gather.items > kGatherLimit || !divide_memory(target, walk, gather)) continue;
-      const double cost = estimate(problem, axes, target, walk, gather);
-      if (cost < least) {
-        least = cost;
-        best = gather;
+      for (const bool spread : {false, true}) {
+        set_tile(axes, walk, {depth, height, width}, spread, gather);
+        gather.items = ceil_divide<int64_t>(problem.batch, gather.samples) * problem.groups * gather.phase_blocks *
+                       gather.column_blocks * gather.tiles[0] * gather.tiles[1] * gather.tiles[2];
+        if (gather.items <= kGatherLimit && divide_memory(target, walk, gather)) {
+          const double cost = estimate(problem, axes, target, walk, gather);
+          if (cost < least) {
+            least = cost;
+            best = gather;
+          }
+        }
+        if (is_spread(gather)) break;
       }
     }
   }
@@ -398,7 +420,7 @@ bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& tar
   }
   if (least == std::numeric_limits<double>::max()) return false;
   const Axes axes = axes_of(problem, op, best);
-  if (!make_tables(problem, axes, best)) return false;
+  if (!make_tables(problem, op, axes, best)) return false;
   result = best;
   result.packed_bytes =
       problem.groups * result.column_blocks * result.channel_blocks * int64_t{result.units} * result.unit_bytes;

@@ -57,9 +57,13 @@ constexpr int units_together(const GatherConfiguration& configuration) {
 struct PipelinedStep {
   int32_t shift[kMaximumUnitsOfStep]{};  // from a position's own place in the stage's source to theirs, in bytes
   uint32_t weights = 0;                  // where its units begin in their piece, in 16 bytes
-  uint16_t code = 0;   // the number of kSetsOf1 to 8, times what units_together says, and the units less one
-  uint16_t bands = 0;  // the set itself
+  uint16_t code = 0;  // the number of kSetsOf1 to 8, times what units_together says, and the units less one
+  uint8_t bands = 0;  // the set itself
+  bool starts = true, folds = true;  // the exact sums, see folded_steps
 };
+
+// Steps whose exact sums are added up together: each addition of float32 rounds once more, and each product cuts off.
+constexpr int folded_steps(int64_t terms) { return terms > 1024 ? 2 : 1; }
 
 // Steps whose weights arrive together.
 struct WeightPiece {

@@ -34,6 +34,10 @@ namespace convt3d::direct {
 // element by element.
 enum class SourceLoads { vectors, pairs, elements };
 
+// How rows of the destination are stored in NCDHW: 16 bytes of neighbours at a time; two neighbours of half types,
+// which are 4 bytes wherever these begin; or element by element.
+enum class RowStores { vectors, pairs, elements };
+
 template <class T>
 struct PipelinedArguments {
   const T* source;
@@ -44,7 +48,8 @@ struct PipelinedArguments {
   int64_t batch;
   bool channels_first;
   SourceLoads loads;
-  bool vector_stores;  // 16 bytes of channels are neighbours in the destination, and aligned
+  RowStores row_stores;  // of NCDHW
+  bool vector_stores;    // of NDHWC: 16 bytes of channels are neighbours in the destination, and aligned
   PipelinedGather gather;
 };
 
@@ -530,13 +535,14 @@ class Multiplier {
     }
   }
 
-  __device__ __forceinline__ void multiply_band(const Fragments& fragments, int k, int block, int band, uint32_t unit) {
+  __device__ __forceinline__ void multiply_band(const Fragments& fragments, int k, int block, int band, uint32_t unit,
+                                                bool keeps) {
 #if CONVT3D_HAS_WGMMA
     using Product = ptx::Wgmma<T, kProductColumns>;
     float* sums = sums_[block][band * kBand];  // and on through the band's other slots
     if constexpr (kExact) {
       // The small products first: tensor cores cut off what a sum cannot hold, and theirs are small sums.
-      Product::start(sums, fragments[k][1][block], ptx::wgmma_descriptor(unit));
+      Product::run_if(keeps, sums, fragments[k][1][block], ptx::wgmma_descriptor(unit));
       Product::run(sums, fragments[k][0][block], ptx::wgmma_descriptor(unit + kUnit));
     }
     Product::run(sums, fragments[k][0][block], ptx::wgmma_descriptor(unit));
@@ -547,7 +553,7 @@ class Multiplier {
   // begun. The exact ones, which are one unit, are a group for each row block, so that one block's sums can be added up
   // while the next one's products are under way.
   template <uint32_t kSet, int kUnits>
-  __device__ __forceinline__ void multiply_set(const Fragments& fragments, uint32_t unit) {
+  __device__ __forceinline__ void multiply_set(const Fragments& fragments, uint32_t unit, bool keeps) {
     ptx::begin_products();
     const auto for_each_band = [&](int k, const auto& body) {
       uint32_t place = unit + k * (kUnit * kParts) * __builtin_popcount(kSet);
@@ -561,7 +567,7 @@ class Multiplier {
     if constexpr (kExact) {
 #pragma unroll
       for (int block = 0; block < kRowBlocks; ++block) {
-        for_each_band(0, [&](int band, uint32_t place) { multiply_band(fragments, 0, block, band, place); });
+        for_each_band(0, [&](int band, uint32_t place) { multiply_band(fragments, 0, block, band, place, keeps); });
         ptx::commit_products();
       }
     } else {
@@ -569,13 +575,14 @@ class Multiplier {
       for (int k = 0; k < kUnits; ++k) {
         for_each_band(k, [&](int band, uint32_t place) {
 #pragma unroll
-          for (int block = 0; block < kRowBlocks; ++block) multiply_band(fragments, k, block, band, place);
+          for (int block = 0; block < kRowBlocks; ++block) multiply_band(fragments, k, block, band, place, keeps);
         });
       }
       ptx::commit_products();
     }
   }
-  // The exact sums of a step's bands are added up and rounded, as soon as its products have been made.
+  // Tensor cores cut off what their sums cannot hold. Where that matters, those of a step or two are added up and
+  // rounded, in the bands that they are for, as soon as their products have been made.
   template <int kBlock>
   __device__ __forceinline__ void fold(uint32_t bands) {
     if constexpr (kBlock < kRowBlocks) {
@@ -591,51 +598,51 @@ class Multiplier {
   }
   // A step's code says for which one of the sets of bands it is, and how many units.
   template <size_t kCode>
-  __device__ __forceinline__ void multiply_coded(const Fragments& fragments, uint32_t unit) {
+  __device__ __forceinline__ void multiply_coded(const Fragments& fragments, uint32_t unit, bool keeps) {
     if constexpr (kCode < kDepth * BandSets<kBands>::kCount) {
-      multiply_set<BandSets<kBands>::template kSet<kCode / kDepth>, kCode % kDepth + 1>(fragments, unit);
+      multiply_set<BandSets<kBands>::template kSet<kCode / kDepth>, kCode % kDepth + 1>(fragments, unit, keeps);
     }
   }
   // A jump table: comparisons would take longer than the products.
   template <size_t kFirst>
-  __device__ __forceinline__ void multiply(const Fragments& fragments, uint32_t code, uint32_t unit) {
+  __device__ __forceinline__ void multiply(const Fragments& fragments, uint32_t code, uint32_t unit, bool keeps) {
     constexpr size_t kNext = kFirst + 16;
     if constexpr (kNext < kDepth * BandSets<kBands>::kCount) {
-      if (code >= kNext) return multiply<kNext>(fragments, code, unit);
+      if (code >= kNext) return multiply<kNext>(fragments, code, unit, keeps);
     }
     switch (code - kFirst) {
       case 0:
-        return multiply_coded<kFirst + 0>(fragments, unit);
+        return multiply_coded<kFirst + 0>(fragments, unit, keeps);
       case 1:
-        return multiply_coded<kFirst + 1>(fragments, unit);
+        return multiply_coded<kFirst + 1>(fragments, unit, keeps);
       case 2:
-        return multiply_coded<kFirst + 2>(fragments, unit);
+        return multiply_coded<kFirst + 2>(fragments, unit, keeps);
       case 3:
-        return multiply_coded<kFirst + 3>(fragments, unit);
+        return multiply_coded<kFirst + 3>(fragments, unit, keeps);
       case 4:
-        return multiply_coded<kFirst + 4>(fragments, unit);
+        return multiply_coded<kFirst + 4>(fragments, unit, keeps);
       case 5:
-        return multiply_coded<kFirst + 5>(fragments, unit);
+        return multiply_coded<kFirst + 5>(fragments, unit, keeps);
       case 6:
-        return multiply_coded<kFirst + 6>(fragments, unit);
+        return multiply_coded<kFirst + 6>(fragments, unit, keeps);
       case 7:
-        return multiply_coded<kFirst + 7>(fragments, unit);
+        return multiply_coded<kFirst + 7>(fragments, unit, keeps);
       case 8:
-        return multiply_coded<kFirst + 8>(fragments, unit);
+        return multiply_coded<kFirst + 8>(fragments, unit, keeps);
       case 9:
-        return multiply_coded<kFirst + 9>(fragments, unit);
+        return multiply_coded<kFirst + 9>(fragments, unit, keeps);
       case 10:
-        return multiply_coded<kFirst + 10>(fragments, unit);
+        return multiply_coded<kFirst + 10>(fragments, unit, keeps);
       case 11:
-        return multiply_coded<kFirst + 11>(fragments, unit);
+        return multiply_coded<kFirst + 11>(fragments, unit, keeps);
       case 12:
-        return multiply_coded<kFirst + 12>(fragments, unit);
+        return multiply_coded<kFirst + 12>(fragments, unit, keeps);
       case 13:
-        return multiply_coded<kFirst + 13>(fragments, unit);
+        return multiply_coded<kFirst + 13>(fragments, unit, keeps);
       case 14:
-        return multiply_coded<kFirst + 14>(fragments, unit);
+        return multiply_coded<kFirst + 14>(fragments, unit, keeps);
       case 15:
-        return multiply_coded<kFirst + 15>(fragments, unit);
+        return multiply_coded<kFirst + 15>(fragments, unit, keeps);
       default:
         __builtin_unreachable();
     }
@@ -653,12 +660,12 @@ class Multiplier {
     for (int left = piece.steps;; left -= 2, steps += 2) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        multiply<0>(fragments[i], next[i].code, base + next[i].weights);
-        const uint32_t bands = next[i].bands;
+        multiply<0>(fragments[i], next[i].code, base + next[i].weights, !next[i].starts);
+        const uint32_t folded_bands = next[i].folds ? next[i].bands : 0;
         next[i] = steps[i + 2];
         if constexpr (kExact) {
           load(fragments[1 - i], next[1 - i], source);
-          fold<0>(bands);
+          fold<0>(folded_bands);
           if (left == i + 1) return;
         } else {
           ptx::wait_for_products<1>();  // those of the step before have read their fragments
@@ -673,7 +680,9 @@ class Multiplier {
 #endif
   }
 
-  // A position's first destination voxel, and how many residues along each axis lie inside the volume.
+  // A position's first destination voxel, and how many residues along each axis lie inside the volume, in ten bits
+  // each, of which the highest is set.
+  static constexpr uint32_t kHighest = 1u << 29 | 1u << 19 | 1u << 9;
   __device__ __forceinline__ int2 destination_place(const PipelinedItem& item, int position) const {
     const GatherVolume& to = arguments_.to;
     int along[3], voxel = 0, inside = 0;
@@ -686,10 +695,11 @@ class Multiplier {
     }
     voxel += member * static_cast<int>(to.sample_stride / to.voxel_stride);
     const bool is_there = position < tile_positions_ && member < arguments_.batch - item.sample;
-    return make_int2(voxel, is_there ? inside : 0);
+    return make_int2(voxel, static_cast<int>(kHighest | (is_there ? inside : 0)));
   }
-  __device__ __forceinline__ static bool is_inside(int2 place, const int (&residue)[3]) {
-    return residue[0] < (place.y >> 20) && residue[1] < (place.y >> 10 & 1023) && residue[2] < (place.y & 1023);
+  // Whether residues, in ten bits each, lie inside: none of the three differences has to borrow its highest bit.
+  __device__ __forceinline__ static bool is_inside(int limits, uint32_t residues) {
+    return ((static_cast<uint32_t>(limits) - residues - (1u << 20 | 1u << 10 | 1u)) & kHighest) == kHighest;
   }
   // The residues of a slot.
   __device__ __forceinline__ void residues_of(const PipelinedPhase& phase, int slot, int (&residue)[3]) const {
@@ -713,100 +723,172 @@ class Multiplier {
   }
   __device__ __forceinline__ void synchronize() const { ptx::barrier_sync(kWarpgroupBarrier + warpgroup_, 128); }
 
-  // NCDHW: some channels of a row of slots at a time, as [channel][voxel]. A row has 1 << kBits slots.
+  // A slot's residues, in ten bits each, and its first voxel's distance from the position's.
+  __device__ __forceinline__ int2 slot_place(const PipelinedPhase& phase, int slot) const {
+    const GatherVolume& to = arguments_.to;
+    int residue[3];
+    residues_of(phase, slot, residue);
+    return make_int2((residue[0] * to.size[1] + residue[1]) * to.size[2] + residue[2],
+                     residue[0] << 20 | residue[1] << 10 | residue[2]);
+  }
+
+  // NCDHW: in rounds, some channels of a row of slots each, through shared memory as [channel][voxel]. A warp writes
+  // whole channels, one run of neighbours after the other: L2 takes sectors that two warps fill at half the rate. A row
+  // has 1 << kBits slots.
   template <int kBits>
   __device__ __forceinline__ void store_by_channels(const PipelinedItem& item, const PipelinedPhase& phase) {
-    constexpr int kRow = 1 << kBits, kRun = kPositions << kBits;
-    // 16 bytes more than a multiple of 64: no two lanes meet in a bank.
-    constexpr int kPitch = kRun + 16 / sizeof(Staged);
+    if (arguments_.row_stores == RowStores::vectors) return store_rows<kBits, RowStores::vectors>(item, phase);
+    if constexpr (sizeof(T) == 2) {
+      if (arguments_.row_stores == RowStores::pairs) return store_rows<kBits, RowStores::pairs>(item, phase);
+    }
+    store_rows<kBits, RowStores::elements>(item, phase);
+  }
+  template <int kBits>
+  static constexpr int kRun = kPositions << kBits;
+  // 16 bytes more than a multiple of 64: no two lanes meet in a bank.
+  template <int kBits>
+  static constexpr int kPitch = kRun<kBits> + 16 / int{sizeof(Staged)};
+
+  template <int kBits, RowStores kStores>
+  __device__ __forceinline__ void store_rows(const PipelinedItem& item, const PipelinedPhase& phase) {
+    constexpr int kRow = 1 << kBits;
     if constexpr (kRow <= kSlots) {
+      constexpr int kRounds = kColumns / kStaged * (kSlots / kRow);
       Staged* staging = reinterpret_cast<Staged*>(memory_.staging + warpgroup_ * kStagingFloats);
-      Staged* staged = staging + lane_ % 4 * 2 * kPitch + ((thread_ / 32 * 16 + lane_ / 4) << kBits);
+      RowPlaces<kBits, kStores> places;
+#pragma unroll 1  // little code, see SourceLoader
+      for (int round = 0; round < kRounds; ++round) {
+        synchronize();
+        if (round == 0 && thread_ < kPositions) {
+          const int position = warpgroup_ * kPositions + thread_;
+          memory_.destination_places[position] = destination_place(item, position);
+        }
+        stage_round<kBits, 0>(item, round, staging);
+        synchronize();
+        // Found again for each round, but for pairs, where that takes long: the sums need the registers.
+        if (round == 0 || kStores != RowStores::pairs) {
+          places.find(memory_.destination_places + warpgroup_ * kPositions, lane_, gather_);
+        }
+        constexpr int kRowsOfSlots = kSlots / kRow;
+        const int first = round / kRowsOfSlots * kStaged;
+        store_round(item, slot_place(phase, round % kRowsOfSlots * kRow), first, places, staging);
+      }
+    }
+  }
+  template <int kBits, int kRound>
+  __device__ __forceinline__ void stage_round(const PipelinedItem& item, int round, Staged* staging) {
+    constexpr int kRow = 1 << kBits, kRowsOfSlots = kSlots / kRow;
+    if constexpr (kRound < kColumns / kStaged * kRowsOfSlots) {
+      if (round != kRound) return stage_round<kBits, kRound + 1>(item, round, staging);
+      constexpr int kFirst = kRound / kRowsOfSlots * kStaged, kSlot = kRound % kRowsOfSlots * kRow;
+      Staged* staged = staging + lane_ % 4 * 2 * kPitch<kBits> + ((thread_ / 32 * 16 + lane_ / 4) << kBits);
+      float biases[kStaged / 4];  // of two neighbours of each eight columns
 #pragma unroll
-      for (int first = 0; first < kColumns; first += kStaged) {
-        float biases[kStaged / 4];  // of two neighbours of each eight columns
+      for (int i = 0; i < kStaged / 4; ++i) biases[i] = bias_of(item, kFirst + i / 2 * 8 + lane_ % 4 * 2 + i % 2);
 #pragma unroll
-        for (int i = 0; i < kStaged / 4; ++i) biases[i] = bias_of(item, first + i / 2 * 8 + lane_ % 4 * 2 + i % 2);
+      for (int block = 0; block < kRowBlocks; ++block) {
 #pragma unroll
-        for (int slot = 0; slot < kSlots; slot += kRow) {
-          synchronize();
-          if (first == 0 && slot == 0 && thread_ < kPositions) {
-            const int position = warpgroup_ * kPositions + thread_;
-            memory_.destination_places[position] = destination_place(item, position);
+        for (int i = 0; i < kStaged / 2; ++i) {
+          Staged* place = staged + (i / 4 * 8 + i % 2) * kPitch<kBits> + ((block * 64 + i / 2 % 2 * 8) << kBits);
+          const float bias = biases[i / 4 * 2 + i % 2];
+          const auto value = static_cast<Staged>(totals(block, kSlot, kFirst / 2 + i) + bias);
+          if constexpr (kBits == 0) {
+            *place = value;
+          } else {
+            store_pair(place, value, static_cast<Staged>(totals(block, kSlot + kRow - 1, kFirst / 2 + i) + bias));
           }
-#pragma unroll
-          for (int block = 0; block < kRowBlocks; ++block) {
-#pragma unroll
-            for (int i = 0; i < kStaged / 2; ++i) {
-              Staged* place = staged + (i / 4 * 8 + i % 2) * kPitch + ((block * 64 + i / 2 % 2 * 8) << kBits);
-              const float bias = biases[i / 4 * 2 + i % 2];
-              const auto value = static_cast<Staged>(totals(block, slot, first / 2 + i) + bias);
-              if constexpr (kBits == 0) {
-                *place = value;
-              } else {
-                store_pair(place, value, static_cast<Staged>(totals(block, slot + kRow - 1, first / 2 + i) + bias));
-              }
-            }
-          }
-          synchronize();
-          store_run<kBits>(item, phase, slot, first, staging);
         }
       }
     }
   }
-  // Neighbouring threads write neighbouring voxels, of half types two each where they can be one write.
-  template <int kBits>
-  __device__ __forceinline__ void store_run(const PipelinedItem& item, const PipelinedPhase& phase, int slot, int first,
-                                            const Staged* staging) const {
-    constexpr int kWidth = sizeof(T) == 2 ? 2 : 1;  // voxels a thread
-    constexpr int kRun = kPositions << kBits, kThreads = kRun / kWidth, kPitch = kRun + 16 / sizeof(Staged);
-    constexpr int kShares = kThreads < 128 ? 128 / kThreads : 1;  // of the channels
-    const GatherVolume& to = arguments_.to;
-    const int channels = min(kStaged, to.group_channels - item.column_block * kColumns - first);
-    const int share = kShares == 1 ? 0 : thread_ / kThreads;
-    T* destination = destination_of(item) + static_cast<int64_t>(first + share) * to.channel_stride;
-    int residue[3];
-    residues_of(phase, slot, residue);
-    const int first_width = residue[2], offset = (residue[0] * to.size[1] + residue[1]) * to.size[2];
+
+  // The elements of a run that a lane stores, and where they belong: kWidth neighbours of each chunk of the run.
+  template <int kBits, RowStores kStores>
+  struct RowPlaces {
+    static constexpr int kWidth = kStores == RowStores::vectors ? 16 / int{sizeof(Staged)}
+                                  : kStores == RowStores::pairs ? 2
+                                                                : 1;
+    static constexpr int kLanes = kRun<kBits> / kWidth < 32 ? kRun<kBits> / kWidth : 32;  // that share a channel
+    static constexpr int kChunk = kLanes * kWidth, kChunks = kRun<kBits> / kChunk;
+    int first;                             // element of the first chunk
+    int voxels[kChunks], limits[kChunks];  // of the first of the neighbours, as destination_place has them
+    // Of pairs, whether there is an element beside the first, before it, and after both.
+    uint32_t have_second, have_former, have_next;
+
+    __device__ __forceinline__ void find(const int2* position_places, int lane, const PipelinedGather& gather) {
+      first = lane % kLanes * kWidth;
+      have_second = have_former = have_next = 0;
 #pragma unroll
-    for (int round = 0; round < (kThreads + 127) / 128; ++round) {
-      const int element = (thread_ % (kThreads < 128 ? kThreads : 128) + round * 128) * kWidth;
-      int voxel[kWidth];
-      bool inside[kWidth];
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) {
-        const int2 place = memory_.destination_places[warpgroup_ * kPositions + ((element + i) >> kBits)];
-        residue[2] = first_width + ((element + i) & ((1 << kBits) - 1));
-        inside[i] = is_inside(place, residue);
-        voxel[i] = place.x + offset + residue[2];
-      }
-      const Staged* in = staging + share * kPitch + element;
-      T* out = destination + voxel[0];
-      if constexpr (kWidth == 1) {
-        if (!inside[0]) continue;
-#pragma unroll
-        for (int channel = 0; channel < kStaged; channel += kShares) {
-          if (channel + share < channels) *out = static_cast<T>(in[channel * kPitch]);
-          out += kShares * static_cast<int64_t>(to.channel_stride);
-        }
-      } else {
-        const bool pair = inside[0] && inside[1] && voxel[1] == voxel[0] + 1;
-        const int64_t apart = voxel[1] - voxel[0];
-#pragma unroll
-        for (int channel = 0; channel < kStaged; channel += kShares) {
-          const uint32_t both = *reinterpret_cast<const uint32_t*>(in + channel * kPitch);
-          if (channel + share < channels) {
-            if (pair && reinterpret_cast<uintptr_t>(out) % 4 == 0) {
-              *reinterpret_cast<uint32_t*>(out) = both;
-            } else {
-              if (inside[0]) *reinterpret_cast<uint16_t*>(out) = static_cast<uint16_t>(both);
-              if (inside[1]) *reinterpret_cast<uint16_t*>(out + apart) = static_cast<uint16_t>(both >> 16);
-            }
-          }
-          out += kShares * static_cast<int64_t>(to.channel_stride);
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        const int element = first + chunk * kChunk, position = element >> kBits, second = element & ((1 << kBits) - 1);
+        const int2 place = position_places[position];
+        voxels[chunk] = place.x + second;
+        limits[chunk] = place.y - second;
+        if constexpr (kStores == RowStores::pairs) {
+          // Neighbouring positions are neighbours in the destination where all its residues along the width are here.
+          const bool whole = gather.slot_extent[2] == gather.destination_stride[2];
+          const auto is_neighbour = [&](int other, int distance) {
+            const int2 beside = position_places[other];
+            return whole && beside.x == place.x + distance && beside.y >> 10 == place.y >> 10 && (beside.y & 511) != 0;
+          };
+          const int next = position + 2 / (1 << kBits), step = 1 << kBits;
+          const bool second_there = kBits == 1 ? (place.y & 511) > 1 : is_neighbour(position + 1, 1);
+          have_second |= (second_there ? 1u : 0u) << chunk;
+          have_former |= (position > 0 && is_neighbour(position - 1, -step) ? 1u : 0u) << chunk;
+          have_next |= (second_there && next < kPositions && is_neighbour(next, 2) ? 1u : 0u) << chunk;
         }
       }
     }
+  };
+  template <int kBits, RowStores kStores>
+  __device__ __forceinline__ void store_round(const PipelinedItem& item, int2 slot, int first,
+                                              const RowPlaces<kBits, kStores>& places, const Staged* staging) const {
+    using Places = RowPlaces<kBits, kStores>;
+    constexpr int kShares = 32 / Places::kLanes;  // channels that a warp stores at a time
+    const GatherVolume& to = arguments_.to;
+    const int channels = min(kStaged, to.group_channels - item.column_block * kColumns - first);
+    int channel = thread_ / 32 * kShares + lane_ / Places::kLanes;
+    T* out = destination_of(item) + (first + channel) * static_cast<int64_t>(to.channel_stride) + slot.x;
+    const Staged* in = staging + channel * kPitch<kBits> + places.first;
+    bool inside[Places::kChunks];
+#pragma unroll
+    for (int chunk = 0; chunk < Places::kChunks; ++chunk) {
+      inside[chunk] = is_inside(places.limits[chunk], static_cast<uint32_t>(slot.y));
+    }
+#pragma unroll(Places::kChunks < 4 ? 4 / Places::kChunks : 1)
+    for (; channel < channels; channel += 4 * kShares) {
+#pragma unroll
+      for (int chunk = 0; chunk < Places::kChunks; ++chunk) {
+        const Staged* from = in + chunk * Places::kChunk;
+        T* to_voxel = out + places.voxels[chunk];
+        if constexpr (kStores == RowStores::vectors) {
+          const uint4 value = *reinterpret_cast<const uint4*>(from);
+          if (inside[chunk]) *reinterpret_cast<uint4*>(to_voxel) = value;
+        } else if constexpr (kStores == RowStores::elements) {
+          const Staged value = *from;
+          if (inside[chunk]) *to_voxel = static_cast<T>(value);
+        } else {
+          store_pair_of_row(to_voxel, from, inside[chunk], places.have_second >> chunk & 1,
+                            places.have_former >> chunk & 1, places.have_next >> chunk & 1);
+        }
+      }
+      in += 4 * kShares * kPitch<kBits>;
+      out += 4 * kShares * static_cast<int64_t>(to.channel_stride);
+    }
+  }
+  // Two neighbours where they make an aligned word; else the second of them and the one after, which the next lane
+  // leaves out. What has no neighbour to go with goes by itself.
+  __device__ __forceinline__ static void store_pair_of_row(T* out, const Staged* from, bool inside, bool has_second,
+                                                           bool has_former, bool has_next) {
+    const bool is_odd = reinterpret_cast<uintptr_t>(out) % 4 != 0;
+    const uint32_t both = *reinterpret_cast<const uint32_t*>(from);
+    const uint32_t next = *reinterpret_cast<const uint32_t*>(from + 2);
+    if (!inside) return;
+    if (is_odd ? has_next : has_second) {
+      *reinterpret_cast<uint32_t*>(out + (is_odd ? 1 : 0)) = is_odd ? __byte_perm(both, next, 0x5432) : both;
+    }
+    if (is_odd ? !has_former : !has_second) *reinterpret_cast<uint16_t*>(out) = static_cast<uint16_t>(both);
+    if (is_odd && has_second && !has_next) *reinterpret_cast<uint16_t*>(out + 1) = static_cast<uint16_t>(both >> 16);
   }
 
   // NDHWC: the weights' columns are in such an order that a thread has neighbouring channels, and four threads all of
@@ -837,9 +919,7 @@ class Multiplier {
       for (int i = 0; i < kCount; ++i) biases[i] = bias_of(item, first + i);
 #pragma unroll
       for (int slot = 0; slot < kSlots; ++slot) {
-        int residue[3];
-        residues_of(phase, slot, residue);
-        const int offset = (residue[0] * to.size[1] + residue[1]) * to.size[2] + residue[2];
+        const int2 from_position = slot_place(phase, slot);
 #pragma unroll
         for (int i = 0; i < 2 * kRowBlocks; ++i) {
           const int2 place = places[i / 2][i % 2];
@@ -848,8 +928,8 @@ class Multiplier {
           for (int k = 0; k < kCount; ++k) {
             values[k] = static_cast<T>(totals(i / 2, slot, (kBlock + k / 2) * 4 + i % 2 * 2 + k % 2) + biases[k]);
           }
-          if (!is_inside(place, residue)) continue;
-          T* out = destination + static_cast<int64_t>(place.x + offset) * to.voxel_stride;
+          if (!is_inside(place.y, static_cast<uint32_t>(from_position.y))) continue;
+          T* out = destination + static_cast<int64_t>(place.x + from_position.x) * to.voxel_stride;
           if (arguments_.vector_stores && left >= kCount) {
             using Vector = std::conditional_t<sizeof(values) == 16, uint4,
                                               std::conditional_t<sizeof(values) == 8, uint2, uint32_t>>;
@@ -935,9 +1015,8 @@ __global__ void __launch_bounds__(256)
   if (!channels_first) unit = digit(gather.units);
   const int64_t block = index;
   const int channel_block = digit(gather.channel_blocks);
-  const int destination =
-      digit(gather.column_blocks) * gather.columns +
-      (channels_first ? column : channel_of_column(column, gather.columns, sizeof(T)));
+  const int destination = digit(gather.column_blocks) * gather.columns +
+                          (channels_first ? column : channel_of_column(column, gather.columns, sizeof(T)));
   const int64_t group = index;
   const int order = gather.unit_order[unit * band + slot], tap = order / gather.channel_groups;
   const int channel_group = order - tap * gather.channel_groups;
@@ -958,9 +1037,8 @@ __global__ void __launch_bounds__(256)
       values[1][i] = tf32_part(value, true);
     }
   }
-  uint4* place =
-      reinterpret_cast<uint4*>(packed) + (((block * gather.units + unit) * parts * 2) + half) * columns +
-      slot * gather.columns + column;
+  uint4* place = reinterpret_cast<uint4*>(packed) + (((block * gather.units + unit) * parts * 2) + half) * columns +
+                 slot * gather.columns + column;
   place[0] = *reinterpret_cast<const uint4*>(values[0]);
   if (gather.exact) place[2 * columns] = *reinterpret_cast<const uint4*>(values[1]);
 }
@@ -1003,6 +1081,7 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
                                   problem.batch,
                                   channels_first,
                                   SourceLoads::elements,
+                                  RowStores::elements,
                                   false,
                                   gather};
   constexpr int kVector = 16 / sizeof(T);
@@ -1014,6 +1093,14 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
   arguments.loads = has_vectors(arguments.from, source) ? SourceLoads::vectors
                     : has_pairs                         ? SourceLoads::pairs
                                                         : SourceLoads::elements;
+  // Rows of vectors: each begins with one, in the volume as in the tile, and every residue along the width is there.
+  const int extent = gather.slot_extent[2];
+  const bool has_row_vectors = extent == gather.destination_stride[2] && gather.tile[2] * extent % kVector == 0 &&
+                               arguments.to.size[2] % kVector == 0 &&
+                               reinterpret_cast<uintptr_t>(destination) % 16 == 0;
+  const bool has_row_pairs =
+      sizeof(T) == 2 && (extent == 2 || (gather.destination_stride[2] == 1 && gather.tile[2] % 2 == 0));
+  arguments.row_stores = has_row_vectors ? RowStores::vectors : has_row_pairs ? RowStores::pairs : RowStores::elements;
   arguments.vector_stores = has_vectors(arguments.to, destination);
   const int64_t pieces = gather.packed_bytes / 16 / gather.parts();
   launch("launching pack_units", pack_units_kernel<T>, dim3(static_cast<unsigned>((pieces + 255) / 256)), 256, 0,
