@@ -34,10 +34,6 @@ namespace convt3d::direct {
 // element by element.
 enum class SourceLoads { vectors, pairs, elements };
 
-// How rows of the destination are stored in NCDHW: 16 bytes of neighbours at a time; two neighbours of half types,
-// which are 4 bytes wherever these begin; or element by element.
-enum class RowStores { vectors, pairs, elements };
-
 template <class T>
 struct PipelinedArguments {
   const T* source;
@@ -46,10 +42,11 @@ struct PipelinedArguments {
   T* destination;
   GatherVolume from, to;
   int64_t batch;
+  int sample_voxels;  // from one sample of the destination to the next, in voxels of all its channels
   bool channels_first;
   SourceLoads loads;
-  RowStores row_stores;  // of NCDHW
-  bool vector_stores;    // of NDHWC: 16 bytes of channels are neighbours in the destination, and aligned
+  int row_bytes;       // that rows of the destination in NCDHW are aligned to, 16 and 4 or one element
+  bool vector_stores;  // 16 bytes of channels are neighbours in the destination in NDHWC, and aligned
   PipelinedGather gather;
 };
 
@@ -457,21 +454,7 @@ class Multiplier {
       const PipelinedItem item(gather_, static_cast<int>(index));
       const PipelinedPhase& phase = gather_.tables.phases[item.phase_block];
       for_each_sum([&](int block, int slot, int i) { totals(block, slot, i) = 0.0f; });
-      if (phase.pieces > 0) {
-        for (int block = 0; block < gather_.channel_blocks; ++block) {
-          ptx::wait(memory_.source_full(source.stage), source.parity);
-          const uint32_t source_offset = source.stage * static_cast<uint32_t>(gather_.source_stage_bytes);
-          for (int number = 0; number < phase.pieces; ++number) {
-            ptx::wait(memory_.weights_full(weights.stage), weights.parity);
-            multiply_piece(gather_.tables.pieces[phase.first_piece + number], source_offset,
-                           memory_.weights + weights.stage * static_cast<uint32_t>(gather_.weight_stage_bytes));
-            ptx::arrive(memory_.weights_free(weights.stage));
-            weights.advance(gather_.weight_stages);
-          }
-          ptx::arrive(memory_.source_free(source.stage));
-          source.advance(gather_.source_stages);
-        }
-      }
+      if (phase.pieces > 0) multiply_tile(phase, source, weights);
       if (arguments_.channels_first && gather_.slot_bits[2] != 0) {
         store_by_channels<1>(item, phase);
       } else if (arguments_.channels_first) {
@@ -648,36 +631,90 @@ class Multiplier {
     }
   }
 
-  // While the products of one step are under way, the fragments of the next are loaded; beyond the last step, some that
-  // nobody needs.
-  __device__ __forceinline__ void multiply_piece(const WeightPiece& piece, uint32_t source, uint32_t weights) {
-#if CONVT3D_HAS_WGMMA
-    const uint32_t base = ptx::wgmma_columns(weights, kProductColumns * 16);
-    const PipelinedStep* steps = gather_.tables.steps + piece.first_step;
+  // Stages and pieces that are free once the products under way have been made.
+  struct Release {
+    uint32_t source = 0, weights = 0;  // barriers, or 0
+
+    __device__ __forceinline__ void operator()() {
+      if (weights == 0) return;
+      ptx::arrive(weights);
+      if (source != 0) ptx::arrive(source);
+      source = weights = 0;
+    }
+  };
+  // Where the multiplication of a tile is: it may have the next step's fragments already.
+  struct Walk {
     Fragments fragments[2];
-    PipelinedStep next[2] = {steps[0], steps[1]};
-    load(fragments[0], next[0], source);
-    for (int left = piece.steps;; left -= 2, steps += 2) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        multiply<0>(fragments[i], next[i].code, base + next[i].weights, !next[i].starts);
-        const uint32_t folded_bands = next[i].folds ? next[i].bands : 0;
-        next[i] = steps[i + 2];
-        if constexpr (kExact) {
-          load(fragments[1 - i], next[1 - i], source);
-          fold<0>(folded_bands);
-          if (left == i + 1) return;
+    uint32_t source;  // of the stage, as an offset
+    bool has_fragments = false;
+    Release release;
+  };
+
+  // Pieces follow each other without a pause: while the last products of one are under way, the fragments of the next
+  // one's first step are loaded, of the next stage's if need be.
+  __device__ __forceinline__ void multiply_tile(const PipelinedPhase& phase, Ring& source, Ring& weights) {
+    const WeightPiece* pieces = gather_.tables.pieces + phase.first_piece;
+    const PipelinedStep* steps = gather_.tables.steps;
+    Walk walk;
+    const auto begin_stage = [&]() {
+      ptx::wait(memory_.source_full(source.stage), source.parity);
+      walk.source = source.stage * static_cast<uint32_t>(gather_.source_stage_bytes);
+    };
+    begin_stage();
+    for (int block = 0; block < gather_.channel_blocks; ++block) {
+      const bool is_last_block = block + 1 == gather_.channel_blocks;
+      for (int number = 0; number < phase.pieces; ++number) {
+        const bool is_last_piece = number + 1 == phase.pieces;
+        ptx::wait(memory_.weights_full(weights.stage), weights.parity);
+        const bool goes_on = multiply_piece(
+            walk, pieces[number], memory_.weights + weights.stage * static_cast<uint32_t>(gather_.weight_stage_bytes));
+        walk.release.weights = memory_.weights_free(weights.stage);
+        weights.advance(gather_.weight_stages);
+        if (is_last_piece) {
+          walk.release.source = memory_.source_free(source.stage);
+          source.advance(gather_.source_stages);
+          if (!is_last_block) begin_stage();
+        }
+        walk.has_fragments = goes_on && !(is_last_piece && is_last_block);
+        if (walk.has_fragments) {
+          load(walk.fragments[0], steps[is_last_piece ? pieces[0].first_step : pieces[number + 1].first_step],
+               walk.source);
         } else {
-          ptx::wait_for_products<1>();  // those of the step before have read their fragments
-          if (left == i + 1) {
-            ptx::wait_for_products<0>();
-            return;
-          }
-          load(fragments[1 - i], next[1 - i], source);
+          ptx::wait_for_products<0>();
+          walk.release();
         }
       }
     }
+    ptx::wait_for_products<0>();  // so that ptxas sees it, too
+  }
+  // While the products of one step are under way, the fragments of the next are loaded. Returns whether the last
+  // products, of an even number of steps, are under way still.
+  __device__ __forceinline__ bool multiply_piece(Walk& walk, const WeightPiece& piece, uint32_t weights) {
+#if CONVT3D_HAS_WGMMA
+    const uint32_t base = ptx::wgmma_columns(weights, kProductColumns * 16);
+    const PipelinedStep* steps = gather_.tables.steps + piece.first_step;
+    PipelinedStep next[2] = {steps[0], steps[1]};
+    if (!walk.has_fragments) load(walk.fragments[0], next[0], walk.source);
+    for (int left = piece.steps;; left -= 2, steps += 2) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        PipelinedStep& present = next[i];
+        multiply<0>(walk.fragments[i], present.code, base + present.weights, !present.starts);
+        const uint32_t folded_bands = present.folds ? present.bands : 0;
+        present = steps[i + 2];
+        if constexpr (kExact) {
+          if (left != i + 1) load(walk.fragments[1 - i], next[1 - i], walk.source);
+          fold<0>(folded_bands);
+        } else {
+          ptx::wait_for_products<1>();  // those of the step before have read their fragments
+        }
+        if (i == 0) walk.release();
+        if (left == i + 1) return i == 1;
+        if constexpr (!kExact) load(walk.fragments[1 - i], next[1 - i], walk.source);
+      }
+    }
 #endif
+    return false;
   }
 
   // A position's first destination voxel, and how many residues along each axis lie inside the volume, in ten bits
@@ -693,7 +730,7 @@ class Multiplier {
       voxel = voxel * to.size[axis] + begin;
       inside = inside << 10 | max(0, min(gather_.destination_stride[axis], to.size[axis] - begin));
     }
-    voxel += member * static_cast<int>(to.sample_stride / to.voxel_stride);
+    voxel += member * arguments_.sample_voxels;
     const bool is_there = position < tile_positions_ && member < arguments_.batch - item.sample;
     return make_int2(voxel, static_cast<int>(kHighest | (is_there ? inside : 0)));
   }
@@ -732,16 +769,13 @@ class Multiplier {
                      residue[0] << 20 | residue[1] << 10 | residue[2]);
   }
 
-  // NCDHW: in rounds, some channels of a row of slots each, through shared memory as [channel][voxel]. A warp writes
-  // whole channels, one run of neighbours after the other: L2 takes sectors that two warps fill at half the rate. A row
-  // has 1 << kBits slots.
+  // NCDHW: in rounds, some channels of a row of slots each, through shared memory as [channel][voxel]. A row has
+  // 1 << kBits slots.
   template <int kBits>
   __device__ __forceinline__ void store_by_channels(const PipelinedItem& item, const PipelinedPhase& phase) {
-    if (arguments_.row_stores == RowStores::vectors) return store_rows<kBits, RowStores::vectors>(item, phase);
-    if constexpr (sizeof(T) == 2) {
-      if (arguments_.row_stores == RowStores::pairs) return store_rows<kBits, RowStores::pairs>(item, phase);
-    }
-    store_rows<kBits, RowStores::elements>(item, phase);
+    if (arguments_.row_bytes == 16) return store_rows<kBits, uint4>(item, phase);
+    if (sizeof(T) == 4 || arguments_.row_bytes == 4) return store_rows<kBits, uint32_t>(item, phase);
+    store_rows<kBits, uint16_t>(item, phase);
   }
   template <int kBits>
   static constexpr int kRun = kPositions << kBits;
@@ -749,29 +783,74 @@ class Multiplier {
   template <int kBits>
   static constexpr int kPitch = kRun<kBits> + 16 / int{sizeof(Staged)};
 
-  template <int kBits, RowStores kStores>
+  // A warp writes whole channels, one run of neighbours after the other: where sectors lie across the ends of a run,
+  // that is twice as fast as if each thread kept its voxel. What a lane needs to know of its voxels it finds once a
+  // tile.
+  template <int kBits, class Word>
   __device__ __forceinline__ void store_rows(const PipelinedItem& item, const PipelinedPhase& phase) {
-    constexpr int kRow = 1 << kBits;
-    if constexpr (kRow <= kSlots) {
-      constexpr int kRounds = kColumns / kStaged * (kSlots / kRow);
+    constexpr int kRow = 1 << kBits, kRows = kSlots / kRow;
+    if constexpr (kRow <= kSlots && sizeof(Word) >= sizeof(T)) {
+      constexpr int kWidth = sizeof(Word) / sizeof(Staged), kRounds = kColumns / kStaged * kRows;
+      constexpr int kLanes = kRun<kBits> / kWidth < 32 ? kRun<kBits> / kWidth : 32;  // that share a channel
+      constexpr int kChunk = kLanes * kWidth, kChunks = kRun<kBits> / kChunk;
+      constexpr int kStep = 4 * 32 / kLanes, kShare = ceil_divide(kStaged, kStep);  // of the channels
+      // Chunks and channels under way.
+      constexpr int kGroup = kChunks < 4 ? kChunks : 4, kMost = 1;
+      constexpr int kTogether = kShare < kMost ? kShare : kMost;
+      const GatherVolume& to = arguments_.to;
       Staged* staging = reinterpret_cast<Staged*>(memory_.staging + warpgroup_ * kStagingFloats);
-      RowPlaces<kBits, kStores> places;
+      int2* places = memory_.destination_places + warpgroup_ * kPositions;
+      synchronize();
+      if (thread_ < kPositions) places[thread_] = destination_place(item, warpgroup_ * kPositions + thread_);
+      synchronize();
+      const int element = lane_ % kLanes * kWidth;
+      const int first_channel = thread_ / 32 * (32 / kLanes) + lane_ / kLanes;
+      const int64_t step = kStep * static_cast<int64_t>(to.channel_stride);
+      T* const destination = destination_of(item) + first_channel * static_cast<int64_t>(to.channel_stride);
 #pragma unroll 1  // little code, see SourceLoader
       for (int round = 0; round < kRounds; ++round) {
-        synchronize();
-        if (round == 0 && thread_ < kPositions) {
-          const int position = warpgroup_ * kPositions + thread_;
-          memory_.destination_places[position] = destination_place(item, position);
-        }
+        if (round > 0) synchronize();
         stage_round<kBits, 0>(item, round, staging);
         synchronize();
-        // Found again for each round, but for pairs, where that takes long: the sums need the registers.
-        if (round == 0 || kStores != RowStores::pairs) {
-          places.find(memory_.destination_places + warpgroup_ * kPositions, lane_, gather_);
+        const int first = round / kRows * kStaged;
+        const int2 from_position = slot_place(phase, round % kRows * kRow);
+        const int channels = min(kStaged, to.group_channels - item.column_block * kColumns - first);
+#pragma unroll 1
+        for (int group = 0; group < kChunks; group += kGroup) {
+          T* out = destination + first * static_cast<int64_t>(to.channel_stride) + from_position.x;
+          const Staged* in = staging + first_channel * kPitch<kBits> + element + group * kChunk;
+          int voxels[kGroup];
+          bool inside[kGroup];
+#pragma unroll
+          for (int i = 0; i < kGroup; ++i) {
+            const int in_run = element + (group + i) * kChunk;
+            const int2 place = places[in_run >> kBits];
+            voxels[i] = place.x + in_run % kRow;
+            inside[i] = is_inside(place.y - in_run % kRow, from_position.y);
+          }
+#pragma unroll 1
+          for (int share = 0; share < kShare; share += kTogether) {
+            Word words[kTogether][kGroup];
+#pragma unroll
+            for (int k = 0; k < kTogether; ++k) {
+              if (first_channel + (share + k) * kStep >= channels) continue;
+#pragma unroll
+              for (int i = 0; i < kGroup; ++i) {
+                words[k][i] = *reinterpret_cast<const Word*>(in + k * kStep * kPitch<kBits> + i * kChunk);
+              }
+            }
+#pragma unroll
+            for (int k = 0; k < kTogether; ++k) {
+              const bool is_there = first_channel + (share + k) * kStep < channels;
+#pragma unroll
+              for (int i = 0; i < kGroup; ++i) {
+                if (is_there && inside[i]) *reinterpret_cast<Word*>(out + voxels[i]) = words[k][i];
+              }
+              out += step;
+            }
+            in += kTogether * kStep * kPitch<kBits>;
+          }
         }
-        constexpr int kRowsOfSlots = kSlots / kRow;
-        const int first = round / kRowsOfSlots * kStaged;
-        store_round(item, slot_place(phase, round % kRowsOfSlots * kRow), first, places, staging);
       }
     }
   }
@@ -800,95 +879,6 @@ class Multiplier {
         }
       }
     }
-  }
-
-  // The elements of a run that a lane stores, and where they belong: kWidth neighbours of each chunk of the run.
-  template <int kBits, RowStores kStores>
-  struct RowPlaces {
-    static constexpr int kWidth = kStores == RowStores::vectors ? 16 / int{sizeof(Staged)}
-                                  : kStores == RowStores::pairs ? 2
-                                                                : 1;
-    static constexpr int kLanes = kRun<kBits> / kWidth < 32 ? kRun<kBits> / kWidth : 32;  // that share a channel
-    static constexpr int kChunk = kLanes * kWidth, kChunks = kRun<kBits> / kChunk;
-    int first;                             // element of the first chunk
-    int voxels[kChunks], limits[kChunks];  // of the first of the neighbours, as destination_place has them
-    // Of pairs, whether there is an element beside the first, before it, and after both.
-    uint32_t have_second, have_former, have_next;
-
-    __device__ __forceinline__ void find(const int2* position_places, int lane, const PipelinedGather& gather) {
-      first = lane % kLanes * kWidth;
-      have_second = have_former = have_next = 0;
-#pragma unroll
-      for (int chunk = 0; chunk < kChunks; ++chunk) {
-        const int element = first + chunk * kChunk, position = element >> kBits, second = element & ((1 << kBits) - 1);
-        const int2 place = position_places[position];
-        voxels[chunk] = place.x + second;
-        limits[chunk] = place.y - second;
-        if constexpr (kStores == RowStores::pairs) {
-          // Neighbouring positions are neighbours in the destination where all its residues along the width are here.
-          const bool whole = gather.slot_extent[2] == gather.destination_stride[2];
-          const auto is_neighbour = [&](int other, int distance) {
-            const int2 beside = position_places[other];
-            return whole && beside.x == place.x + distance && beside.y >> 10 == place.y >> 10 && (beside.y & 511) != 0;
-          };
-          const int next = position + 2 / (1 << kBits), step = 1 << kBits;
-          const bool second_there = kBits == 1 ? (place.y & 511) > 1 : is_neighbour(position + 1, 1);
-          have_second |= (second_there ? 1u : 0u) << chunk;
-          have_former |= (position > 0 && is_neighbour(position - 1, -step) ? 1u : 0u) << chunk;
-          have_next |= (second_there && next < kPositions && is_neighbour(next, 2) ? 1u : 0u) << chunk;
-        }
-      }
-    }
-  };
-  template <int kBits, RowStores kStores>
-  __device__ __forceinline__ void store_round(const PipelinedItem& item, int2 slot, int first,
-                                              const RowPlaces<kBits, kStores>& places, const Staged* staging) const {
-    using Places = RowPlaces<kBits, kStores>;
-    constexpr int kShares = 32 / Places::kLanes;  // channels that a warp stores at a time
-    const GatherVolume& to = arguments_.to;
-    const int channels = min(kStaged, to.group_channels - item.column_block * kColumns - first);
-    int channel = thread_ / 32 * kShares + lane_ / Places::kLanes;
-    T* out = destination_of(item) + (first + channel) * static_cast<int64_t>(to.channel_stride) + slot.x;
-    const Staged* in = staging + channel * kPitch<kBits> + places.first;
-    bool inside[Places::kChunks];
-#pragma unroll
-    for (int chunk = 0; chunk < Places::kChunks; ++chunk) {
-      inside[chunk] = is_inside(places.limits[chunk], static_cast<uint32_t>(slot.y));
-    }
-#pragma unroll(Places::kChunks < 4 ? 4 / Places::kChunks : 1)
-    for (; channel < channels; channel += 4 * kShares) {
-#pragma unroll
-      for (int chunk = 0; chunk < Places::kChunks; ++chunk) {
-        const Staged* from = in + chunk * Places::kChunk;
-        T* to_voxel = out + places.voxels[chunk];
-        if constexpr (kStores == RowStores::vectors) {
-          const uint4 value = *reinterpret_cast<const uint4*>(from);
-          if (inside[chunk]) *reinterpret_cast<uint4*>(to_voxel) = value;
-        } else if constexpr (kStores == RowStores::elements) {
-          const Staged value = *from;
-          if (inside[chunk]) *to_voxel = static_cast<T>(value);
-        } else {
-          store_pair_of_row(to_voxel, from, inside[chunk], places.have_second >> chunk & 1,
-                            places.have_former >> chunk & 1, places.have_next >> chunk & 1);
-        }
-      }
-      in += 4 * kShares * kPitch<kBits>;
-      out += 4 * kShares * static_cast<int64_t>(to.channel_stride);
-    }
-  }
-  // Two neighbours where they make an aligned word; else the second of them and the one after, which the next lane
-  // leaves out. What has no neighbour to go with goes by itself.
-  __device__ __forceinline__ static void store_pair_of_row(T* out, const Staged* from, bool inside, bool has_second,
-                                                           bool has_former, bool has_next) {
-    const bool is_odd = reinterpret_cast<uintptr_t>(out) % 4 != 0;
-    const uint32_t both = *reinterpret_cast<const uint32_t*>(from);
-    const uint32_t next = *reinterpret_cast<const uint32_t*>(from + 2);
-    if (!inside) return;
-    if (is_odd ? has_next : has_second) {
-      *reinterpret_cast<uint32_t*>(out + (is_odd ? 1 : 0)) = is_odd ? __byte_perm(both, next, 0x5432) : both;
-    }
-    if (is_odd ? !has_former : !has_second) *reinterpret_cast<uint16_t*>(out) = static_cast<uint16_t>(both);
-    if (is_odd && has_second && !has_next) *reinterpret_cast<uint16_t*>(out + 1) = static_cast<uint16_t>(both >> 16);
   }
 
   // NDHWC: the weights' columns are in such an order that a thread has neighbouring channels, and four threads all of
@@ -1079,11 +1069,13 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
                                   GatherVolume(problem, is_forward),
                                   GatherVolume(problem, !is_forward),
                                   problem.batch,
+                                  0,
                                   channels_first,
                                   SourceLoads::elements,
-                                  RowStores::elements,
+                                  int{sizeof(T)},
                                   false,
                                   gather};
+  arguments.sample_voxels = static_cast<int>(arguments.to.sample_stride / arguments.to.voxel_stride);
   constexpr int kVector = 16 / sizeof(T);
   const auto has_vectors = [&](const GatherVolume& volume, const T* data) {
     return !channels_first && volume.group_channels % kVector == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
@@ -1093,14 +1085,14 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
   arguments.loads = has_vectors(arguments.from, source) ? SourceLoads::vectors
                     : has_pairs                         ? SourceLoads::pairs
                                                         : SourceLoads::elements;
-  // Rows of vectors: each begins with one, in the volume as in the tile, and every residue along the width is there.
+  // Rows begin aligned in the volume and in the tile, and every residue along the width is there.
   const int extent = gather.slot_extent[2];
-  const bool has_row_vectors = extent == gather.destination_stride[2] && gather.tile[2] * extent % kVector == 0 &&
-                               arguments.to.size[2] % kVector == 0 &&
-                               reinterpret_cast<uintptr_t>(destination) % 16 == 0;
-  const bool has_row_pairs =
-      sizeof(T) == 2 && (extent == 2 || (gather.destination_stride[2] == 1 && gather.tile[2] % 2 == 0));
-  arguments.row_stores = has_row_vectors ? RowStores::vectors : has_row_pairs ? RowStores::pairs : RowStores::elements;
+  const auto has_rows_of = [&](int bytes) {
+    const int width = bytes / int{sizeof(T)};
+    return extent == gather.destination_stride[2] && gather.tile[2] * extent % width == 0 &&
+           arguments.to.size[2] % width == 0 && reinterpret_cast<uintptr_t>(destination) % bytes == 0;
+  };
+  arguments.row_bytes = has_rows_of(16) ? 16 : has_rows_of(4) ? 4 : int{sizeof(T)};
   arguments.vector_stores = has_vectors(arguments.to, destination);
   const int64_t pieces = gather.packed_bytes / 16 / gather.parts();
   launch("launching pack_units", pack_units_kernel<T>, dim3(static_cast<unsigned>((pieces + 255) / 256)), 256, 0,
