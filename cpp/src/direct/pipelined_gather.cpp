@@ -6,7 +6,6 @@
 #include <iterator>
 #include <limits>
 #include <set>
-#include <utility>
 #include <vector>
 
 #include "direct/shared_memory.h"
@@ -133,28 +132,6 @@ struct Step {
   }
 };
 
-// Steps of singles that follow each other and are for the same bands: the first one, and how many. An even number of
-// steps, if one of them can be divided.
-std::vector<std::pair<size_t, int>> bundles_of(const std::vector<Step>& singles, int most) {
-  std::vector<std::pair<size_t, int>> bundles;
-  for (size_t i = 0; i < singles.size(); ++i) {
-    const bool joins = !bundles.empty() && bundles.back().second < most && singles[i].bands == singles[i - 1].bands;
-    if (joins) {
-      ++bundles.back().second;
-    } else {
-      bundles.emplace_back(i, 1);
-    }
-  }
-  const auto divisible =
-      std::find_if(bundles.begin(), bundles.end(), [](const auto& bundle) { return bundle.second > 1; });
-  if (bundles.size() % 2 != 0 && divisible != bundles.end()) {
-    const int rest = divisible->second / 2;
-    divisible->second -= rest;
-    bundles.emplace(divisible + 1, divisible->first + static_cast<size_t>(divisible->second), rest);
-  }
-  return bundles;
-}
-
 // The lists that the kernel walks through. False where they do not fit.
 bool make_tables(const Problem& problem, Operator op, const Axes& axes, PipelinedGather& gather) {
   PipelinedTables& tables = gather.tables;
@@ -190,20 +167,13 @@ bool make_tables(const Problem& problem, Operator op, const Axes& axes, Pipeline
     }
     std::stable_sort(singles.begin(), singles.end(), [](const Step& a, const Step& b) { return a.bands < b.bands; });
 
-    const std::vector<std::pair<size_t, int>> bundles = bundles_of(singles, gather.step_units());
-    const auto units_of = [&](size_t bundle) {
-      return bundle == bundles.size()
-                 ? 0
-                 : bundles[bundle].second * static_cast<int>(singles[bundles[bundle].first].taps.size()) /
-                       gather.band();
-    };
-    for (size_t bundle = 0; bundle < bundles.size(); ++bundle) {
-      const Step* single = &singles[bundles[bundle].first];
-      const int members = bundles[bundle].second, count = units_of(bundle);
-      // All pieces but the last have an even number of steps: that is what the kernel goes on from without a pause.
-      const bool begins =
-          bundle == 0 ||
-          (bundle % 2 == 0 && tables.pieces[pieces - 1].units + count + units_of(bundle + 1) > gather.piece_units);
+    for (auto single = singles.cbegin(); single != singles.cend();) {
+      int members = 1;
+      while (members < gather.step_units() && single + members != singles.cend() &&
+             single[members].bands == single->bands)
+        ++members;
+      const int count = members * static_cast<int>(single->taps.size()) / gather.band();
+      const bool begins = pieces == phase.first_piece || tables.pieces[pieces - 1].units + count > gather.piece_units;
       const int set = number_of(gather.bands(), single->bands);
       if (set < 0 || steps == kMaximumPipelinedSteps || (units + count) * gather.band() > kMaximumTaps ||
           (begins && pieces == kMaximumPieces))
@@ -272,7 +242,7 @@ bool divide_memory(const Target& target, const Walk& walk, PipelinedGather& gath
   const int64_t room = shared_memory_of_block(target, resident) - fixed;
   const auto all_units = static_cast<int64_t>(std::ceil(walk.units)) * gather.channel_groups;
   for (const int64_t pieces_bytes : {32 << 10, 16 << 10, 8 << 10}) {
-    const int64_t least = int64_t{2} * gather.bands() * gather.step_units();
+    const int64_t least = int64_t{gather.bands()} * gather.step_units();
     const int64_t units = std::max(least, pieces_bytes / gather.unit_bytes);
     gather.piece_units = static_cast<int>(std::min(units, std::max(all_units, least)));
     gather.weight_stage_bytes = int64_t{gather.piece_units} * gather.unit_bytes;

@@ -45,8 +45,7 @@ struct PipelinedArguments {
   int sample_voxels;  // from one sample of the destination to the next, in voxels of all its channels
   bool channels_first;
   SourceLoads loads;
-  int row_bytes;       // that rows of the destination in NCDHW are aligned to, 16 and 4 or one element
-  bool vector_stores;  // 16 bytes of channels are neighbours in the destination in NDHWC, and aligned
+  bool vector_stores;  // 16 bytes of channels in NDHWC, of a row's voxels in NCDHW, are neighbours and aligned
   PipelinedGather gather;
 };
 
@@ -165,9 +164,11 @@ class SourceLoader {
   struct Piece {
     int cell, chunk;
   };
-  // Units of a batch that are neighbouring chunks of one cell.
+  // Units of a batch that are neighbouring chunks of one cell, and how many such cells there are.
   template <SourceLoads kLoads>
   static constexpr int kChunksOfCell = kLoads == SourceLoads::vectors ? 1 : 2;
+  template <SourceLoads kLoads>
+  static constexpr int kCells = Batch<kLoads>::kUnits / kChunksOfCell<kLoads>;
 
   template <SourceLoads kLoads>
   __device__ __forceinline__ void run_with() {
@@ -182,14 +183,22 @@ class SourceLoader {
     }
     places_ = memory_.source_places;
     unit_ = units_;  // so that the first batch begins a tile
+    if (!advance<kLoads>()) return;
     Batch<kLoads> batch, next;
+    int places[kCells<kLoads>];
+    find_places<kLoads>(places);
+    load<kLoads>(batch, places);
 #pragma unroll 1
-    for (bool is_first = true;; is_first = false) {
-      const bool goes_on = advance<kLoads>();
-      if (goes_on) load<kLoads>(next);
-      if (!is_first) store<kLoads>(batch);
-      if (!goes_on) return;
-      batch = next;
+    for (bool goes_on = true; goes_on; batch = next) {
+      goes_on = advance<kLoads>();
+      // Both are read from shared memory before either is needed.
+      int2 targets[kCells<kLoads>];
+      find_targets<kLoads>(batch.begins_odd, targets);
+      if (goes_on) {
+        find_places<kLoads>(places);
+        load<kLoads>(next, places);
+      }
+      store<kLoads>(batch, targets);
     }
   }
 
@@ -287,70 +296,78 @@ class SourceLoader {
     return {thread_ + (unit >> chunk_bits_) * threads_, unit & mask};
   }
   template <SourceLoads kLoads>
-  __device__ __forceinline__ void load(Batch<kLoads>& batch) const {
+  __device__ __forceinline__ void find_places(int (&places)[kCells<kLoads>]) const {
+#pragma unroll
+    for (int i = 0; i < kCells<kLoads>; ++i) {
+      const int cell = piece_of<kLoads>(unit_ + i * kChunksOfCell<kLoads>).cell;
+      places[i] = cell < cells_ ? places_[cell] : -1;
+    }
+  }
+  template <SourceLoads kLoads>
+  __device__ __forceinline__ void load(Batch<kLoads>& batch, const int (&places)[kCells<kLoads>]) const {
     using Word = std::conditional_t<sizeof(T) == 4 || kLoads == SourceLoads::pairs, uint32_t, uint16_t>;
     batch.begins_odd = begins_odd_;
     const int stride = arguments_.from.channel_stride;
-    Piece piece{};
-    int channels = 0;
-    const T* from = nullptr;
 #pragma unroll
-    for (int u = 0; u < Batch<kLoads>::kUnits; ++u) {
-      if (u % kChunksOfCell<kLoads> == 0) {
-        piece = piece_of<kLoads>(unit_ + u);
-        const int place = piece.cell < cells_ ? places_[piece.cell] : -1, channel = piece.chunk * kUnitChannels;
-        channels = place >= 0 ? left_ - channel : 0;
-        from = base_ + (place + channel * stride);
-      } else {
-        channels -= kUnitChannels;
-        from += kUnitChannels * stride;
-      }
-      uint32_t (&words)[Batch<kLoads>::kWords] = batch.words[u];
-      if constexpr (kLoads == SourceLoads::vectors) {
-        uint4 vector = make_uint4(0, 0, 0, 0);
-        if (channels > 0) vector = __ldg(reinterpret_cast<const uint4*>(from));
-        words[0] = vector.x, words[1] = vector.y, words[2] = vector.z, words[3] = vector.w;
-      } else {
+    for (int i = 0; i < kCells<kLoads>; ++i) {
+      const int channel = piece_of<kLoads>(unit_ + i * kChunksOfCell<kLoads>).chunk * kUnitChannels;
+      const int channels = places[i] >= 0 ? left_ - channel : 0;
+      const T* from = base_ + (places[i] + channel * stride);
 #pragma unroll
-        for (int i = 0; i < kUnitChannels; ++i) {
-          words[i] = 0;
-          if (i < channels) words[i] = __ldg(reinterpret_cast<const Word*>(from + int64_t{i} * stride));
+      for (int u = 0; u < kChunksOfCell<kLoads>; ++u) {
+        uint32_t (&words)[Batch<kLoads>::kWords] = batch.words[i * kChunksOfCell<kLoads> + u];
+        if constexpr (kLoads == SourceLoads::vectors) {
+          uint4 vector = make_uint4(0, 0, 0, 0);
+          if (channels > 0) vector = __ldg(reinterpret_cast<const uint4*>(from));
+          words[0] = vector.x, words[1] = vector.y, words[2] = vector.z, words[3] = vector.w;
+        } else {
+#pragma unroll
+          for (int k = 0; k < kUnitChannels; ++k) {
+            words[k] = 0;
+            if (u * kUnitChannels + k < channels) words[k] = __ldg(reinterpret_cast<const Word*>(from));
+            from = ptx::opaque(from + stride);  // two additions: from the base it would be more
+          }
         }
       }
     }
   }
+  // Where a stage's next units belong, of each cell of a batch.
   template <SourceLoads kLoads>
-  __device__ __forceinline__ void store(const Batch<kLoads>& batch) {
+  __device__ __forceinline__ void find_targets(bool begins_odd, int2 (&targets)[kCells<kLoads>]) const {
+#pragma unroll
+    for (int i = 0; i < kCells<kLoads>; ++i) {
+      const int cell = piece_of<kLoads>(stored_ + i * kChunksOfCell<kLoads>).cell;
+      targets[i] = make_int2(-1, -1);
+      if (cell >= cells_) continue;
+      if constexpr (kLoads == SourceLoads::pairs) {
+        targets[i] = reinterpret_cast<const int2*>(memory_.source_targets)[2 * cell + begins_odd];
+      } else {
+        targets[i].x = memory_.source_targets[cell];
+      }
+    }
+  }
+  template <SourceLoads kLoads>
+  __device__ __forceinline__ void store(const Batch<kLoads>& batch, const int2 (&targets)[kCells<kLoads>]) {
     if (stored_ == 0) ptx::wait(memory_.source_free(ring_.stage), ring_.parity ^ 1);
     uint4* stage = reinterpret_cast<uint4*>(memory_.source + ring_.stage * gather_.source_stage_bytes);
-    Piece piece{};
-    int2 targets{};
 #pragma unroll
-    for (int u = 0; u < Batch<kLoads>::kUnits; ++u) {
-      if (u % kChunksOfCell<kLoads> == 0) {
-        piece = piece_of<kLoads>(stored_ + u);
-        targets = make_int2(-1, -1);
-        if (piece.cell < cells_) {
-          if constexpr (kLoads == SourceLoads::pairs) {
-            targets = reinterpret_cast<const int2*>(memory_.source_targets)[2 * piece.cell + batch.begins_odd];
+    for (int i = 0; i < kCells<kLoads>; ++i) {
+      const int first = piece_of<kLoads>(stored_ + i * kChunksOfCell<kLoads>).chunk;
+#pragma unroll
+      for (int u = 0; u < kChunksOfCell<kLoads>; ++u) {
+        uint4* chunk = stage + (first + u) * gather_.source_positions;
+        const uint32_t (&words)[Batch<kLoads>::kWords] = batch.words[i * kChunksOfCell<kLoads> + u];
+        if (targets[i].x >= 0) {
+          if constexpr (sizeof(T) == 2 && kLoads != SourceLoads::vectors) {
+            chunk[targets[i].x] = halves_of<0x5410>(words);
           } else {
-            targets.x = memory_.source_targets[piece.cell];
+            chunk[targets[i].x] =
+                make_uint4(rounded(words[0]), rounded(words[1]), rounded(words[2]), rounded(words[3]));
           }
         }
-      } else {
-        ++piece.chunk;
-      }
-      uint4* chunk = stage + piece.chunk * gather_.source_positions;
-      const uint32_t (&words)[Batch<kLoads>::kWords] = batch.words[u];
-      if (targets.x >= 0) {
-        if constexpr (sizeof(T) == 2 && kLoads != SourceLoads::vectors) {
-          chunk[targets.x] = halves_of<0x5410>(words);
-        } else {
-          chunk[targets.x] = make_uint4(rounded(words[0]), rounded(words[1]), rounded(words[2]), rounded(words[3]));
+        if constexpr (kLoads == SourceLoads::pairs) {
+          if (targets[i].y >= 0) chunk[targets[i].y] = halves_of<0x7632>(words);
         }
-      }
-      if constexpr (kLoads == SourceLoads::pairs) {
-        if (targets.y >= 0) chunk[targets.y] = halves_of<0x7632>(words);
       }
     }
     stored_ += Batch<kLoads>::kUnits;
@@ -454,7 +471,21 @@ class Multiplier {
       const PipelinedItem item(gather_, static_cast<int>(index));
       const PipelinedPhase& phase = gather_.tables.phases[item.phase_block];
       for_each_sum([&](int block, int slot, int i) { totals(block, slot, i) = 0.0f; });
-      if (phase.pieces > 0) multiply_tile(phase, source, weights);
+      if (phase.pieces > 0) {
+        for (int block = 0; block < gather_.channel_blocks; ++block) {
+          ptx::wait(memory_.source_full(source.stage), source.parity);
+          const uint32_t source_offset = source.stage * static_cast<uint32_t>(gather_.source_stage_bytes);
+          for (int number = 0; number < phase.pieces; ++number) {
+            ptx::wait(memory_.weights_full(weights.stage), weights.parity);
+            multiply_piece(gather_.tables.pieces[phase.first_piece + number], source_offset,
+                           memory_.weights + weights.stage * static_cast<uint32_t>(gather_.weight_stage_bytes));
+            ptx::arrive(memory_.weights_free(weights.stage));
+            weights.advance(gather_.weight_stages);
+          }
+          ptx::arrive(memory_.source_free(source.stage));
+          source.advance(gather_.source_stages);
+        }
+      }
       if (arguments_.channels_first && gather_.slot_bits[2] != 0) {
         store_by_channels<1>(item, phase);
       } else if (arguments_.channels_first) {
@@ -631,95 +662,39 @@ class Multiplier {
     }
   }
 
-  // Stages and pieces that are free once the products under way have been made.
-  struct Release {
-    uint32_t source = 0, weights = 0;  // barriers, or 0
-
-    __device__ __forceinline__ void operator()() {
-      if (weights == 0) return;
-      ptx::arrive(weights);
-      if (source != 0) ptx::arrive(source);
-      source = weights = 0;
-    }
-  };
-  // Where the multiplication of a tile is: it may have the next step's fragments already.
-  struct Walk {
-    Fragments fragments[2];
-    uint32_t source;  // of the stage, as an offset
-    bool has_fragments = false;
-    Release release;
-  };
-
-  // Pieces follow each other without a pause: while the last products of one are under way, the fragments of the next
-  // one's first step are loaded, of the next stage's if need be.
-  __device__ __forceinline__ void multiply_tile(const PipelinedPhase& phase, Ring& source, Ring& weights) {
-    const WeightPiece* pieces = gather_.tables.pieces + phase.first_piece;
-    const PipelinedStep* steps = gather_.tables.steps;
-    Walk walk;
-    const auto begin_stage = [&]() {
-      ptx::wait(memory_.source_full(source.stage), source.parity);
-      walk.source = source.stage * static_cast<uint32_t>(gather_.source_stage_bytes);
-    };
-    begin_stage();
-    for (int block = 0; block < gather_.channel_blocks; ++block) {
-      const bool is_last_block = block + 1 == gather_.channel_blocks;
-      for (int number = 0; number < phase.pieces; ++number) {
-        const bool is_last_piece = number + 1 == phase.pieces;
-        ptx::wait(memory_.weights_full(weights.stage), weights.parity);
-        const bool goes_on = multiply_piece(
-            walk, pieces[number], memory_.weights + weights.stage * static_cast<uint32_t>(gather_.weight_stage_bytes));
-        walk.release.weights = memory_.weights_free(weights.stage);
-        weights.advance(gather_.weight_stages);
-        if (is_last_piece) {
-          walk.release.source = memory_.source_free(source.stage);
-          source.advance(gather_.source_stages);
-          if (!is_last_block) begin_stage();
-        }
-        walk.has_fragments = goes_on && !(is_last_piece && is_last_block);
-        if (walk.has_fragments) {
-          load(walk.fragments[0], steps[is_last_piece ? pieces[0].first_step : pieces[number + 1].first_step],
-               walk.source);
-        } else {
-          ptx::wait_for_products<0>();
-          walk.release();
-        }
-      }
-    }
-    ptx::wait_for_products<0>();  // so that ptxas sees it, too
-  }
-  // While the products of one step are under way, the fragments of the next are loaded. Returns whether the last
-  // products, of an even number of steps, are under way still.
-  __device__ __forceinline__ bool multiply_piece(Walk& walk, const WeightPiece& piece, uint32_t weights) {
+  // While the products of one step are under way, the fragments of the next are loaded; beyond the last step, some that
+  // nobody needs.
+  __device__ __forceinline__ void multiply_piece(const WeightPiece& piece, uint32_t source, uint32_t weights) {
 #if CONVT3D_HAS_WGMMA
     const uint32_t base = ptx::wgmma_columns(weights, kProductColumns * 16);
     const PipelinedStep* steps = gather_.tables.steps + piece.first_step;
+    Fragments fragments[2];
     PipelinedStep next[2] = {steps[0], steps[1]};
-    if (!walk.has_fragments) load(walk.fragments[0], next[0], walk.source);
+    load(fragments[0], next[0], source);
     for (int left = piece.steps;; left -= 2, steps += 2) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        PipelinedStep& present = next[i];
-        multiply<0>(walk.fragments[i], present.code, base + present.weights, !present.starts);
-        const uint32_t folded_bands = present.folds ? present.bands : 0;
-        present = steps[i + 2];
+        multiply<0>(fragments[i], next[i].code, base + next[i].weights, !next[i].starts);
+        const uint32_t folded_bands = next[i].folds ? next[i].bands : 0;
+        next[i] = steps[i + 2];
         if constexpr (kExact) {
-          if (left != i + 1) load(walk.fragments[1 - i], next[1 - i], walk.source);
+          load(fragments[1 - i], next[1 - i], source);
           fold<0>(folded_bands);
+          if (left == i + 1) return;
         } else {
           ptx::wait_for_products<1>();  // those of the step before have read their fragments
+          if (left == i + 1) {
+            ptx::wait_for_products<0>();
+            return;
+          }
+          load(fragments[1 - i], next[1 - i], source);
         }
-        if (i == 0) walk.release();
-        if (left == i + 1) return i == 1;
-        if constexpr (!kExact) load(walk.fragments[1 - i], next[1 - i], walk.source);
       }
     }
 #endif
-    return false;
   }
 
-  // A position's first destination voxel, and how many residues along each axis lie inside the volume, in ten bits
-  // each, of which the highest is set.
-  static constexpr uint32_t kHighest = 1u << 29 | 1u << 19 | 1u << 9;
+  // A position's first destination voxel, and how many residues along each axis lie inside the volume.
   __device__ __forceinline__ int2 destination_place(const PipelinedItem& item, int position) const {
     const GatherVolume& to = arguments_.to;
     int along[3], voxel = 0, inside = 0;
@@ -732,11 +707,10 @@ class Multiplier {
     }
     voxel += member * arguments_.sample_voxels;
     const bool is_there = position < tile_positions_ && member < arguments_.batch - item.sample;
-    return make_int2(voxel, static_cast<int>(kHighest | (is_there ? inside : 0)));
+    return make_int2(voxel, is_there ? inside : 0);
   }
-  // Whether residues, in ten bits each, lie inside: none of the three differences has to borrow its highest bit.
-  __device__ __forceinline__ static bool is_inside(int limits, uint32_t residues) {
-    return ((static_cast<uint32_t>(limits) - residues - (1u << 20 | 1u << 10 | 1u)) & kHighest) == kHighest;
+  __device__ __forceinline__ static bool is_inside(int2 place, const int (&residue)[3]) {
+    return residue[0] < (place.y >> 20) && residue[1] < (place.y >> 10 & 1023) && residue[2] < (place.y & 1023);
   }
   // The residues of a slot.
   __device__ __forceinline__ void residues_of(const PipelinedPhase& phase, int slot, int (&residue)[3]) const {
@@ -760,122 +734,106 @@ class Multiplier {
   }
   __device__ __forceinline__ void synchronize() const { ptx::barrier_sync(kWarpgroupBarrier + warpgroup_, 128); }
 
-  // A slot's residues, in ten bits each, and its first voxel's distance from the position's.
-  __device__ __forceinline__ int2 slot_place(const PipelinedPhase& phase, int slot) const {
-    const GatherVolume& to = arguments_.to;
-    int residue[3];
-    residues_of(phase, slot, residue);
-    return make_int2((residue[0] * to.size[1] + residue[1]) * to.size[2] + residue[2],
-                     residue[0] << 20 | residue[1] << 10 | residue[2]);
-  }
-
-  // NCDHW: in rounds, some channels of a row of slots each, through shared memory as [channel][voxel]. A row has
-  // 1 << kBits slots.
+  // NCDHW: some channels of a row of slots at a time, as [channel][voxel]. A row has 1 << kBits slots.
   template <int kBits>
   __device__ __forceinline__ void store_by_channels(const PipelinedItem& item, const PipelinedPhase& phase) {
-    if (arguments_.row_bytes == 16) return store_rows<kBits, uint4>(item, phase);
-    if (sizeof(T) == 4 || arguments_.row_bytes == 4) return store_rows<kBits, uint32_t>(item, phase);
-    store_rows<kBits, uint16_t>(item, phase);
-  }
-  template <int kBits>
-  static constexpr int kRun = kPositions << kBits;
-  // 16 bytes more than a multiple of 64: no two lanes meet in a bank.
-  template <int kBits>
-  static constexpr int kPitch = kRun<kBits> + 16 / int{sizeof(Staged)};
-
-  // A warp writes whole channels, one run of neighbours after the other: where sectors lie across the ends of a run,
-  // that is twice as fast as if each thread kept its voxel. What a lane needs to know of its voxels it finds once a
-  // tile.
-  template <int kBits, class Word>
-  __device__ __forceinline__ void store_rows(const PipelinedItem& item, const PipelinedPhase& phase) {
-    constexpr int kRow = 1 << kBits, kRows = kSlots / kRow;
-    if constexpr (kRow <= kSlots && sizeof(Word) >= sizeof(T)) {
-      constexpr int kWidth = sizeof(Word) / sizeof(Staged), kRounds = kColumns / kStaged * kRows;
-      constexpr int kLanes = kRun<kBits> / kWidth < 32 ? kRun<kBits> / kWidth : 32;  // that share a channel
-      constexpr int kChunk = kLanes * kWidth, kChunks = kRun<kBits> / kChunk;
-      constexpr int kStep = 4 * 32 / kLanes, kShare = ceil_divide(kStaged, kStep);  // of the channels
-      // Chunks and channels under way.
-      constexpr int kGroup = kChunks < 4 ? kChunks : 4, kMost = 1;
-      constexpr int kTogether = kShare < kMost ? kShare : kMost;
-      const GatherVolume& to = arguments_.to;
+    constexpr int kRow = 1 << kBits, kRun = kPositions << kBits;
+    // 16 bytes more than a multiple of 64: no two lanes meet in a bank.
+    constexpr int kPitch = kRun + 16 / sizeof(Staged);
+    if constexpr (kRow <= kSlots) {
       Staged* staging = reinterpret_cast<Staged*>(memory_.staging + warpgroup_ * kStagingFloats);
-      int2* places = memory_.destination_places + warpgroup_ * kPositions;
-      synchronize();
-      if (thread_ < kPositions) places[thread_] = destination_place(item, warpgroup_ * kPositions + thread_);
-      synchronize();
-      const int element = lane_ % kLanes * kWidth;
-      const int first_channel = thread_ / 32 * (32 / kLanes) + lane_ / kLanes;
-      const int64_t step = kStep * static_cast<int64_t>(to.channel_stride);
-      T* const destination = destination_of(item) + first_channel * static_cast<int64_t>(to.channel_stride);
-#pragma unroll 1  // little code, see SourceLoader
-      for (int round = 0; round < kRounds; ++round) {
-        if (round > 0) synchronize();
-        stage_round<kBits, 0>(item, round, staging);
-        synchronize();
-        const int first = round / kRows * kStaged;
-        const int2 from_position = slot_place(phase, round % kRows * kRow);
-        const int channels = min(kStaged, to.group_channels - item.column_block * kColumns - first);
-#pragma unroll 1
-        for (int group = 0; group < kChunks; group += kGroup) {
-          T* out = destination + first * static_cast<int64_t>(to.channel_stride) + from_position.x;
-          const Staged* in = staging + first_channel * kPitch<kBits> + element + group * kChunk;
-          int voxels[kGroup];
-          bool inside[kGroup];
+      Staged* staged = staging + lane_ % 4 * 2 * kPitch + ((thread_ / 32 * 16 + lane_ / 4) << kBits);
 #pragma unroll
-          for (int i = 0; i < kGroup; ++i) {
-            const int in_run = element + (group + i) * kChunk;
-            const int2 place = places[in_run >> kBits];
-            voxels[i] = place.x + in_run % kRow;
-            inside[i] = is_inside(place.y - in_run % kRow, from_position.y);
+      for (int first = 0; first < kColumns; first += kStaged) {
+        float biases[kStaged / 4];  // of two neighbours of each eight columns
+#pragma unroll
+        for (int i = 0; i < kStaged / 4; ++i) biases[i] = bias_of(item, first + i / 2 * 8 + lane_ % 4 * 2 + i % 2);
+#pragma unroll
+        for (int slot = 0; slot < kSlots; slot += kRow) {
+          synchronize();
+          if (first == 0 && slot == 0 && thread_ < kPositions) {
+            const int position = warpgroup_ * kPositions + thread_;
+            memory_.destination_places[position] = destination_place(item, position);
           }
-#pragma unroll 1
-          for (int share = 0; share < kShare; share += kTogether) {
-            Word words[kTogether][kGroup];
 #pragma unroll
-            for (int k = 0; k < kTogether; ++k) {
-              if (first_channel + (share + k) * kStep >= channels) continue;
+          for (int block = 0; block < kRowBlocks; ++block) {
 #pragma unroll
-              for (int i = 0; i < kGroup; ++i) {
-                words[k][i] = *reinterpret_cast<const Word*>(in + k * kStep * kPitch<kBits> + i * kChunk);
+            for (int i = 0; i < kStaged / 2; ++i) {
+              Staged* place = staged + (i / 4 * 8 + i % 2) * kPitch + ((block * 64 + i / 2 % 2 * 8) << kBits);
+              const float bias = biases[i / 4 * 2 + i % 2];
+              const auto value = static_cast<Staged>(totals(block, slot, first / 2 + i) + bias);
+              if constexpr (kBits == 0) {
+                *place = value;
+              } else {
+                store_pair(place, value, static_cast<Staged>(totals(block, slot + kRow - 1, first / 2 + i) + bias));
               }
             }
-#pragma unroll
-            for (int k = 0; k < kTogether; ++k) {
-              const bool is_there = first_channel + (share + k) * kStep < channels;
-#pragma unroll
-              for (int i = 0; i < kGroup; ++i) {
-                if (is_there && inside[i]) *reinterpret_cast<Word*>(out + voxels[i]) = words[k][i];
-              }
-              out += step;
-            }
-            in += kTogether * kStep * kPitch<kBits>;
+          }
+          synchronize();
+          if (arguments_.vector_stores) {
+            store_run<kBits, 16 / sizeof(Staged)>(item, phase, slot, first, staging);
+          } else {
+            store_run<kBits, sizeof(T) == 2 ? 2 : 1>(item, phase, slot, first, staging);
           }
         }
       }
     }
   }
-  template <int kBits, int kRound>
-  __device__ __forceinline__ void stage_round(const PipelinedItem& item, int round, Staged* staging) {
-    constexpr int kRow = 1 << kBits, kRowsOfSlots = kSlots / kRow;
-    if constexpr (kRound < kColumns / kStaged * kRowsOfSlots) {
-      if (round != kRound) return stage_round<kBits, kRound + 1>(item, round, staging);
-      constexpr int kFirst = kRound / kRowsOfSlots * kStaged, kSlot = kRound % kRowsOfSlots * kRow;
-      Staged* staged = staging + lane_ % 4 * 2 * kPitch<kBits> + ((thread_ / 32 * 16 + lane_ / 4) << kBits);
-      float biases[kStaged / 4];  // of two neighbours of each eight columns
+  // Neighbouring threads write neighbouring voxels: vectors of them, or one each, of half types two where they can be
+  // one write.
+  template <int kBits, int kWidth>
+  __device__ __forceinline__ void store_run(const PipelinedItem& item, const PipelinedPhase& phase, int slot, int first,
+                                            const Staged* staging) const {
+    constexpr bool kVectors = kWidth * sizeof(T) == 16;
+    constexpr int kRun = kPositions << kBits, kThreads = kRun / kWidth, kPitch = kRun + 16 / sizeof(Staged);
+    constexpr int kShares = kThreads < 128 ? 128 / kThreads : 1;  // of the channels
+    const GatherVolume& to = arguments_.to;
+    const int channels = min(kStaged, to.group_channels - item.column_block * kColumns - first);
+    const int share = kShares == 1 ? 0 : thread_ / kThreads;
+    T* destination = destination_of(item) + static_cast<int64_t>(first + share) * to.channel_stride;
+    int residue[3];
+    residues_of(phase, slot, residue);
+    const int first_width = residue[2], offset = (residue[0] * to.size[1] + residue[1]) * to.size[2];
 #pragma unroll
-      for (int i = 0; i < kStaged / 4; ++i) biases[i] = bias_of(item, kFirst + i / 2 * 8 + lane_ % 4 * 2 + i % 2);
+    for (int round = 0; round < (kThreads + 127) / 128; ++round) {
+      const int element = (thread_ % (kThreads < 128 ? kThreads : 128) + round * 128) * kWidth;
+      constexpr int kLooked = kVectors ? 1 : kWidth;  // a vector is all inside or not at all
+      int voxel[kLooked];
+      bool inside[kLooked];
 #pragma unroll
-      for (int block = 0; block < kRowBlocks; ++block) {
+      for (int i = 0; i < kLooked; ++i) {
+        const int2 place = memory_.destination_places[warpgroup_ * kPositions + ((element + i) >> kBits)];
+        residue[2] = first_width + ((element + i) & ((1 << kBits) - 1));
+        inside[i] = is_inside(place, residue);
+        voxel[i] = place.x + offset + residue[2];
+      }
+      const Staged* in = staging + share * kPitch + element;
+      T* out = destination + voxel[0];
+      if constexpr (kVectors || kWidth == 1) {
+        using Word = std::conditional_t<kVectors, uint4, T>;
+        if (!inside[0]) continue;
 #pragma unroll
-        for (int i = 0; i < kStaged / 2; ++i) {
-          Staged* place = staged + (i / 4 * 8 + i % 2) * kPitch<kBits> + ((block * 64 + i / 2 % 2 * 8) << kBits);
-          const float bias = biases[i / 4 * 2 + i % 2];
-          const auto value = static_cast<Staged>(totals(block, kSlot, kFirst / 2 + i) + bias);
-          if constexpr (kBits == 0) {
-            *place = value;
-          } else {
-            store_pair(place, value, static_cast<Staged>(totals(block, kSlot + kRow - 1, kFirst / 2 + i) + bias));
+        for (int channel = 0; channel < kStaged; channel += kShares) {
+          if (channel + share < channels) {
+            *reinterpret_cast<Word*>(out) = *reinterpret_cast<const Word*>(in + channel * kPitch);
           }
+          out += kShares * static_cast<int64_t>(to.channel_stride);
+        }
+      } else {
+        const bool pair = inside[0] && inside[1] && voxel[1] == voxel[0] + 1;
+        const int64_t apart = voxel[1] - voxel[0];
+#pragma unroll
+        for (int channel = 0; channel < kStaged; channel += kShares) {
+          const uint32_t both = *reinterpret_cast<const uint32_t*>(in + channel * kPitch);
+          if (channel + share < channels) {
+            if (pair && reinterpret_cast<uintptr_t>(out) % 4 == 0) {
+              *reinterpret_cast<uint32_t*>(out) = both;
+            } else {
+              if (inside[0]) *reinterpret_cast<uint16_t*>(out) = static_cast<uint16_t>(both);
+              if (inside[1]) *reinterpret_cast<uint16_t*>(out + apart) = static_cast<uint16_t>(both >> 16);
+            }
+          }
+          out += kShares * static_cast<int64_t>(to.channel_stride);
         }
       }
     }
@@ -909,7 +867,9 @@ class Multiplier {
       for (int i = 0; i < kCount; ++i) biases[i] = bias_of(item, first + i);
 #pragma unroll
       for (int slot = 0; slot < kSlots; ++slot) {
-        const int2 from_position = slot_place(phase, slot);
+        int residue[3];
+        residues_of(phase, slot, residue);
+        const int offset = (residue[0] * to.size[1] + residue[1]) * to.size[2] + residue[2];
 #pragma unroll
         for (int i = 0; i < 2 * kRowBlocks; ++i) {
           const int2 place = places[i / 2][i % 2];
@@ -918,8 +878,8 @@ class Multiplier {
           for (int k = 0; k < kCount; ++k) {
             values[k] = static_cast<T>(totals(i / 2, slot, (kBlock + k / 2) * 4 + i % 2 * 2 + k % 2) + biases[k]);
           }
-          if (!is_inside(place.y, static_cast<uint32_t>(from_position.y))) continue;
-          T* out = destination + static_cast<int64_t>(place.x + from_position.x) * to.voxel_stride;
+          if (!is_inside(place, residue)) continue;
+          T* out = destination + static_cast<int64_t>(place.x + offset) * to.voxel_stride;
           if (arguments_.vector_stores && left >= kCount) {
             using Vector = std::conditional_t<sizeof(values) == 16, uint4,
                                               std::conditional_t<sizeof(values) == 8, uint2, uint32_t>>;
@@ -1072,7 +1032,6 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
                                   0,
                                   channels_first,
                                   SourceLoads::elements,
-                                  int{sizeof(T)},
                                   false,
                                   gather};
   arguments.sample_voxels = static_cast<int>(arguments.to.sample_stride / arguments.to.voxel_stride);
@@ -1085,15 +1044,12 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
   arguments.loads = has_vectors(arguments.from, source) ? SourceLoads::vectors
                     : has_pairs                         ? SourceLoads::pairs
                                                         : SourceLoads::elements;
-  // Rows begin aligned in the volume and in the tile, and every residue along the width is there.
+  // A row's vectors: rows begin with one, in the volume as in the tile, and every residue along the width is there.
   const int extent = gather.slot_extent[2];
-  const auto has_rows_of = [&](int bytes) {
-    const int width = bytes / int{sizeof(T)};
-    return extent == gather.destination_stride[2] && gather.tile[2] * extent % width == 0 &&
-           arguments.to.size[2] % width == 0 && reinterpret_cast<uintptr_t>(destination) % bytes == 0;
-  };
-  arguments.row_bytes = has_rows_of(16) ? 16 : has_rows_of(4) ? 4 : int{sizeof(T)};
-  arguments.vector_stores = has_vectors(arguments.to, destination);
+  const bool has_row_vectors = channels_first && extent == gather.destination_stride[2] &&
+                               gather.tile[2] * extent % kVector == 0 && arguments.to.size[2] % kVector == 0 &&
+                               reinterpret_cast<uintptr_t>(destination) % 16 == 0;
+  arguments.vector_stores = has_row_vectors || has_vectors(arguments.to, destination);
   const int64_t pieces = gather.packed_bytes / 16 / gather.parts();
   launch("launching pack_units", pack_units_kernel<T>, dim3(static_cast<unsigned>((pieces + 255) / 256)), 256, 0,
          stream, weight, static_cast<unsigned char*>(packed), gather, is_forward, channels_first,
