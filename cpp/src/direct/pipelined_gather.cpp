@@ -227,6 +227,7 @@ void set_tile(const Axes& axes, const Walk& walk, const int64_t (&tile)[3], bool
   gather.rows = static_cast<int>((tile[1] - 1) * axes[1].source_stride + walk.reach[1] + 1);
   gather.residue_pitch = static_cast<int>(tile[2] + walk.reach[2] / axes[2].source_stride);
   gather.row_pitch = static_cast<int>(gather.residue_pitch * std::min(axes[2].source_stride, walk.reach[2] + 1));
+  gather.used_pitch = gather.row_pitch;
   if (spread) gather.row_pitch += static_cast<int>(((tile[2] - gather.row_pitch) % 8 + 8) % 8);
   gather.width = static_cast<int>((tile[2] - 1) * axes[2].source_stride + walk.reach[2] + 1);
   gather.source_positions = gather.samples * gather.planes * gather.rows * gather.row_pitch;
@@ -300,10 +301,10 @@ double estimate(const Problem& problem, const Axes& axes, const Target& target, 
     const double pieces = stages * std::ceil(units * gather.channel_groups / gather.piece_units);
     // Resources of a multiprocessor. Channels lie apart in NCDHW, so that short rows waste parts of the 32-byte sectors
     // at their ends; and short runs of what is written, those of DRAM's pages.
-    const double source_bytes = chunks * 32 * gather.lines() * gather.width;
+    const double source_bytes = chunks * 32 * gather.lines() * gather.used_pitch;
     const double weight_bytes = chunks * units * gather.unit_bytes;
     const double sector = by_channels ? 2.9 * 32.0 / bytes : 0;
-    const double loads = (1 + sector / gather.width) * source_bytes + weight_bytes;
+    const double loads = (1 + sector / gather.used_pitch) * source_bytes + weight_bytes;
     const double multiply = 0.9 * row_groups * chunks * units * parts * product_cycles(product_columns);
     const double shared = 0.69 * (row_groups * chunks * parts * (steps * fragment + units * product_columns / 4.0) +
                                   (weight_bytes + (by_channels ? 12 * destinations : 0)) / 128);

@@ -109,6 +109,7 @@ struct PipelinedGather {
   int planes = 1, rows = 1, width = 1;  // of a sample in a stage's source
   int row_pitch = 1;                    // positions that a row has room for: they are ordered by their residue modulo
   int residue_pitch = 1;                // M, so far apart
+  int used_pitch = 1;                   // those that it needs
   int source_positions = 1;             // in a stage
   int half_stride = 0;                  // from the first 16 bytes of a group's channels to the others, in bytes
   int source_stages = 2, weight_stages = 2;

@@ -313,20 +313,22 @@ class SourceLoader {
       const int channel = piece_of<kLoads>(unit_ + i * kChunksOfCell<kLoads>).chunk * kUnitChannels;
       const int channels = places[i] >= 0 ? left_ - channel : 0;
       const T* from = base_ + (places[i] + channel * stride);
+      if constexpr (kLoads == SourceLoads::vectors) {
+        uint4 vector = make_uint4(0, 0, 0, 0);
+        if (channels > 0) vector = __ldg(reinterpret_cast<const uint4*>(from));
+        uint32_t (&words)[4] = batch.words[i];
+        words[0] = vector.x, words[1] = vector.y, words[2] = vector.z, words[3] = vector.w;
+      } else {
+        // Two additions for each address: from the base, they would be more. Four addresses in turn, since an address
+        // can't be changed before its load has been sent off.
+        const T* in_turn[4];
 #pragma unroll
-      for (int u = 0; u < kChunksOfCell<kLoads>; ++u) {
-        uint32_t (&words)[Batch<kLoads>::kWords] = batch.words[i * kChunksOfCell<kLoads> + u];
-        if constexpr (kLoads == SourceLoads::vectors) {
-          uint4 vector = make_uint4(0, 0, 0, 0);
-          if (channels > 0) vector = __ldg(reinterpret_cast<const uint4*>(from));
-          words[0] = vector.x, words[1] = vector.y, words[2] = vector.z, words[3] = vector.w;
-        } else {
-#pragma unroll
-          for (int k = 0; k < kUnitChannels; ++k) {
-            words[k] = 0;
-            if (u * kUnitChannels + k < channels) words[k] = __ldg(reinterpret_cast<const Word*>(from));
-            from = ptx::opaque(from + stride);  // two additions: from the base it would be more
-          }
+        for (int k = 0; k < kChunksOfCell<kLoads> * kUnitChannels; ++k) {
+          const T*& address = in_turn[k % 4];
+          address = k == 0 ? from : ptx::opaque(k < 4 ? in_turn[(k + 3) % 4] + stride : address + 4 * int64_t{stride});
+          uint32_t& word = batch.words[i * kChunksOfCell<kLoads> + k / kUnitChannels][k % kUnitChannels];
+          word = 0;
+          if (k < channels) word = __ldg(reinterpret_cast<const Word*>(address));
         }
       }
     }
@@ -1046,7 +1048,7 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
                                                         : SourceLoads::elements;
   // A row's vectors: rows begin with one, in the volume as in the tile, and every residue along the width is there.
   const int extent = gather.slot_extent[2];
-  const bool has_row_vectors = channels_first && extent == gather.destination_stride[2] &&
+  const bool has_row_vectors = channels_first && sizeof(T) == 2 && extent == gather.destination_stride[2] &&
                                gather.tile[2] * extent % kVector == 0 && arguments.to.size[2] % kVector == 0 &&
                                reinterpret_cast<uintptr_t>(destination) % 16 == 0;
   arguments.vector_stores = has_row_vectors || has_vectors(arguments.to, destination);
