@@ -164,11 +164,9 @@ class SourceLoader {
   struct Piece {
     int cell, chunk;
   };
-  // Units of a batch that are neighbouring chunks of one cell, and how many such cells there are.
+  // Units of a batch that are neighbouring chunks of one cell.
   template <SourceLoads kLoads>
   static constexpr int kChunksOfCell = kLoads == SourceLoads::vectors ? 1 : 2;
-  template <SourceLoads kLoads>
-  static constexpr int kCells = Batch<kLoads>::kUnits / kChunksOfCell<kLoads>;
 
   template <SourceLoads kLoads>
   __device__ __forceinline__ void run_with() {
@@ -183,22 +181,14 @@ class SourceLoader {
     }
     places_ = memory_.source_places;
     unit_ = units_;  // so that the first batch begins a tile
-    if (!advance<kLoads>()) return;
     Batch<kLoads> batch, next;
-    int places[kCells<kLoads>];
-    find_places<kLoads>(places);
-    load<kLoads>(batch, places);
 #pragma unroll 1
-    for (bool goes_on = true; goes_on; batch = next) {
-      goes_on = advance<kLoads>();
-      // Both are read from shared memory before either is needed.
-      int2 targets[kCells<kLoads>];
-      find_targets<kLoads>(batch.begins_odd, targets);
-      if (goes_on) {
-        find_places<kLoads>(places);
-        load<kLoads>(next, places);
-      }
-      store<kLoads>(batch, targets);
+    for (bool is_first = true;; is_first = false) {
+      const bool goes_on = advance<kLoads>();
+      if (goes_on) load<kLoads>(next);
+      if (!is_first) store<kLoads>(batch);
+      if (!goes_on) return;
+      batch = next;
     }
   }
 
@@ -296,80 +286,70 @@ class SourceLoader {
     return {thread_ + (unit >> chunk_bits_) * threads_, unit & mask};
   }
   template <SourceLoads kLoads>
-  __device__ __forceinline__ void find_places(int (&places)[kCells<kLoads>]) const {
-#pragma unroll
-    for (int i = 0; i < kCells<kLoads>; ++i) {
-      const int cell = piece_of<kLoads>(unit_ + i * kChunksOfCell<kLoads>).cell;
-      places[i] = cell < cells_ ? places_[cell] : -1;
-    }
-  }
-  template <SourceLoads kLoads>
-  __device__ __forceinline__ void load(Batch<kLoads>& batch, const int (&places)[kCells<kLoads>]) const {
+  __device__ __forceinline__ void load(Batch<kLoads>& batch) const {
     using Word = std::conditional_t<sizeof(T) == 4 || kLoads == SourceLoads::pairs, uint32_t, uint16_t>;
     batch.begins_odd = begins_odd_;
     const int stride = arguments_.from.channel_stride;
+    Piece piece{};
+    int channels = 0;
+    const T* from = nullptr;
 #pragma unroll
-    for (int i = 0; i < kCells<kLoads>; ++i) {
-      const int channel = piece_of<kLoads>(unit_ + i * kChunksOfCell<kLoads>).chunk * kUnitChannels;
-      const int channels = places[i] >= 0 ? left_ - channel : 0;
-      const T* from = base_ + (places[i] + channel * stride);
+    for (int u = 0; u < Batch<kLoads>::kUnits; ++u) {
+      if (u % kChunksOfCell<kLoads> == 0) {
+        piece = piece_of<kLoads>(unit_ + u);
+        const int place = piece.cell < cells_ ? places_[piece.cell] : -1, channel = piece.chunk * kUnitChannels;
+        channels = place >= 0 ? left_ - channel : 0;
+        from = base_ + (place + channel * stride);
+      } else {
+        channels -= kUnitChannels;
+        from += kUnitChannels * stride;
+      }
+      uint32_t (&words)[Batch<kLoads>::kWords] = batch.words[u];
       if constexpr (kLoads == SourceLoads::vectors) {
         uint4 vector = make_uint4(0, 0, 0, 0);
         if (channels > 0) vector = __ldg(reinterpret_cast<const uint4*>(from));
-        uint32_t (&words)[4] = batch.words[i];
         words[0] = vector.x, words[1] = vector.y, words[2] = vector.z, words[3] = vector.w;
       } else {
-        // Two additions for each address: from the base, they would be more. Four addresses in turn, since an address
-        // can't be changed before its load has been sent off.
-        const T* in_turn[4];
 #pragma unroll
-        for (int k = 0; k < kChunksOfCell<kLoads> * kUnitChannels; ++k) {
-          const T*& address = in_turn[k % 4];
-          address = k == 0 ? from : ptx::opaque(k < 4 ? in_turn[(k + 3) % 4] + stride : address + 4 * int64_t{stride});
-          uint32_t& word = batch.words[i * kChunksOfCell<kLoads> + k / kUnitChannels][k % kUnitChannels];
-          word = 0;
-          if (k < channels) word = __ldg(reinterpret_cast<const Word*>(address));
+        for (int i = 0; i < kUnitChannels; ++i) {
+          words[i] = 0;
+          if (i < channels) words[i] = __ldg(reinterpret_cast<const Word*>(from + int64_t{i} * stride));
         }
       }
     }
   }
-  // Where a stage's next units belong, of each cell of a batch.
   template <SourceLoads kLoads>
-  __device__ __forceinline__ void find_targets(bool begins_odd, int2 (&targets)[kCells<kLoads>]) const {
-#pragma unroll
-    for (int i = 0; i < kCells<kLoads>; ++i) {
-      const int cell = piece_of<kLoads>(stored_ + i * kChunksOfCell<kLoads>).cell;
-      targets[i] = make_int2(-1, -1);
-      if (cell >= cells_) continue;
-      if constexpr (kLoads == SourceLoads::pairs) {
-        targets[i] = reinterpret_cast<const int2*>(memory_.source_targets)[2 * cell + begins_odd];
-      } else {
-        targets[i].x = memory_.source_targets[cell];
-      }
-    }
-  }
-  template <SourceLoads kLoads>
-  __device__ __forceinline__ void store(const Batch<kLoads>& batch, const int2 (&targets)[kCells<kLoads>]) {
+  __device__ __forceinline__ void store(const Batch<kLoads>& batch) {
     if (stored_ == 0) ptx::wait(memory_.source_free(ring_.stage), ring_.parity ^ 1);
     uint4* stage = reinterpret_cast<uint4*>(memory_.source + ring_.stage * gather_.source_stage_bytes);
+    Piece piece{};
+    int2 targets{};
 #pragma unroll
-    for (int i = 0; i < kCells<kLoads>; ++i) {
-      const int first = piece_of<kLoads>(stored_ + i * kChunksOfCell<kLoads>).chunk;
-#pragma unroll
-      for (int u = 0; u < kChunksOfCell<kLoads>; ++u) {
-        uint4* chunk = stage + (first + u) * gather_.source_positions;
-        const uint32_t (&words)[Batch<kLoads>::kWords] = batch.words[i * kChunksOfCell<kLoads> + u];
-        if (targets[i].x >= 0) {
-          if constexpr (sizeof(T) == 2 && kLoads != SourceLoads::vectors) {
-            chunk[targets[i].x] = halves_of<0x5410>(words);
+    for (int u = 0; u < Batch<kLoads>::kUnits; ++u) {
+      if (u % kChunksOfCell<kLoads> == 0) {
+        piece = piece_of<kLoads>(stored_ + u);
+        targets = make_int2(-1, -1);
+        if (piece.cell < cells_) {
+          if constexpr (kLoads == SourceLoads::pairs) {
+            targets = reinterpret_cast<const int2*>(memory_.source_targets)[2 * piece.cell + batch.begins_odd];
           } else {
-            chunk[targets[i].x] =
-                make_uint4(rounded(words[0]), rounded(words[1]), rounded(words[2]), rounded(words[3]));
+            targets.x = memory_.source_targets[piece.cell];
           }
         }
-        if constexpr (kLoads == SourceLoads::pairs) {
-          if (targets[i].y >= 0) chunk[targets[i].y] = halves_of<0x7632>(words);
+      } else {
+        ++piece.chunk;
+      }
+      uint4* chunk = stage + piece.chunk * gather_.source_positions;
+      const uint32_t (&words)[Batch<kLoads>::kWords] = batch.words[u];
+      if (targets.x >= 0) {
+        if constexpr (sizeof(T) == 2 && kLoads != SourceLoads::vectors) {
+          chunk[targets.x] = halves_of<0x5410>(words);
+        } else {
+          chunk[targets.x] = make_uint4(rounded(words[0]), rounded(words[1]), rounded(words[2]), rounded(words[3]));
         }
+      }
+      if constexpr (kLoads == SourceLoads::pairs) {
+        if (targets.y >= 0) chunk[targets.y] = halves_of<0x7632>(words);
       }
     }
     stored_ += Batch<kLoads>::kUnits;
