@@ -15,6 +15,9 @@ namespace {
 
 constexpr int kMostStages = 4;
 
+// Terms of a destination, on average. Of fewer, float32 arithmetic is nearer to the truth than three products of TF32.
+constexpr int64_t kFewestExactTerms = 24;
+
 using Axes = std::array<GatherAxis, 3>;
 
 Axes axes_of(const Problem& problem, Operator op, const PipelinedGather& gather) {
@@ -197,6 +200,7 @@ bool make_tables(const Problem& problem, Operator op, const Axes& axes, Pipeline
       }
       for (int member = 0; member < members; ++member, ++single) {
         for (const int64_t tap : single->taps) {
+          gather.has_gaps = gather.has_gaps || tap < 0;
           gather.unit_order[taps++] =
               tap < 0 ? PipelinedGather::kNoTap : static_cast<uint16_t>(tap * gather.channel_groups + single->group);
         }
@@ -378,6 +382,8 @@ bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& tar
   gather.exact = problem.dtype == DataType::float32 && problem.precision == Precision::ieee;
   Extent residues{};
   for (int axis = 0; axis < 3; ++axis) residues[axis] = forward ? problem.stride[axis] : 1;
+  if (gather.exact && problem.taps() * sources < kFewestExactTerms * residues[0] * residues[1] * residues[2])
+    return false;
   const int64_t group_channels = 32 / gather_element_bytes(problem);
   double least = std::numeric_limits<double>::max();
   PipelinedGather best;
@@ -424,7 +430,8 @@ bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& tar
   if (!make_tables(problem, op, axes, best)) return false;
   result = best;
   result.packed_bytes =
-      problem.groups * result.column_blocks * result.channel_blocks * int64_t{result.units} * result.unit_bytes;
+      problem.groups * result.column_blocks * result.channel_blocks * int64_t{result.units} * result.unit_bytes +
+      (result.has_gaps ? 16 : 0);
   result.blocks = static_cast<int>(std::min(result.items, 2 / result.warpgroups * target.parallelism));
   result.by_columns = Divisor<int32_t>(result.column_blocks);
   result.by_phases = Divisor<int32_t>(result.phase_blocks);

@@ -116,9 +116,12 @@ struct PipelinedGather {
   int unit_bytes = 0, piece_units = 0;  // of the weights; the latter at most
   int64_t source_stage_bytes = 0, weight_stage_bytes = 0, staging_bytes = 0, shared_bytes = 0;
   int units = 0;  // of all residues, for one block of channels and columns
-  int64_t packed_bytes = 0;
-  int64_t items = 0;  // tiles by residues, columns and groups
-  int blocks = 0;     // of threads
+  // Whether some slot of a band has no tap where another one has. Its weights are zeros there, so that what is not
+  // finite in the source would spoil sums that it does not belong to.
+  bool has_gaps = false;
+  int64_t packed_bytes = 0;  // of the weights, and with gaps 16 more, for whether the source is finite
+  int64_t items = 0;         // tiles by residues, columns and groups
+  int blocks = 0;            // of threads
   Divisor<int32_t> by_columns, by_phases, by_groups, by_tiles[3], by_tile[3], by_width, by_rows, by_planes, by_pairs,
       by_source_stride;
   PipelinedTables tables;
@@ -130,6 +133,7 @@ struct PipelinedGather {
     return exact ? 2 : 1;
   }  // of a float32: what tf32 holds, and what that leaves over
   int step_units() const { return units_together({slots, columns, row_blocks, exact}); }  // at most
+  CONVT3D_HOST_DEVICE int64_t weight_bytes() const { return packed_bytes - (has_gaps ? 16 : 0); }
   CONVT3D_HOST_DEVICE int band() const { return band_slots(slots, columns); }
   int bands() const { return slots / band(); }
   CONVT3D_HOST_DEVICE int positions() const { return 64 * warpgroups * row_blocks; }

@@ -9,10 +9,11 @@
 
 namespace convt3d::direct {
 
-// Forward (source is the input) or grad_input (source is grad_output; no bias), for every problem and type.
+// Forward (source is the input) or grad_input (source is grad_output; no bias), for every problem and type. With
+// `only_if`, on the device, nothing is done where that points to a 0.
 template <class T>
 void gather_simt(const Problem& problem, Operator op, const T* source, const T* weight, const T* bias, T* destination,
-                 cudaStream_t stream);
+                 cudaStream_t stream, const int* only_if = nullptr);
 
 // `parts` partial sums of grad_weight, one weight-shaped array after the other.
 template <class T>

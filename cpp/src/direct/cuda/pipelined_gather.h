@@ -45,6 +45,7 @@ struct PipelinedArguments {
   int sample_voxels;  // from one sample of the destination to the next, in voxels of all its channels
   bool channels_first;
   SourceLoads loads;
+  int* not_finite;     // set where the source is not, if weights have gaps
   bool vector_stores;  // 16 bytes of channels in NDHWC, of a row's voxels in NCDHW, are neighbours and aligned
   PipelinedGather gather;
 };
@@ -134,7 +135,7 @@ __device__ __forceinline__ int unfold(const PipelinedGather& gather, int positio
 // gathered and floats rounded to TF32, in batches: while one is stored the next is on its way, be it another stage's or
 // another tile's. A cell is a position, or two neighbours along the width where these are one load; a unit is 16 bytes
 // of channels of each of its positions.
-template <class T, bool kRounds>
+template <class T, bool kRounds, bool kWatches>
 class SourceLoader {
  public:
   __device__ __forceinline__ SourceLoader(const PipelinedArguments<T>& arguments, const PipelinedMemory& memory,
@@ -187,9 +188,10 @@ class SourceLoader {
       const bool goes_on = advance<kLoads>();
       if (goes_on) load<kLoads>(next);
       if (!is_first) store<kLoads>(batch);
-      if (!goes_on) return;
+      if (!goes_on) break;
       batch = next;
     }
+    if (kWatches && gather_.has_gaps && not_finite_) *arguments_.not_finite = 1;
   }
 
   // The block's next tile that has taps; false where there is none.
@@ -343,13 +345,14 @@ class SourceLoader {
       const uint32_t (&words)[Batch<kLoads>::kWords] = batch.words[u];
       if (targets.x >= 0) {
         if constexpr (sizeof(T) == 2 && kLoads != SourceLoads::vectors) {
-          chunk[targets.x] = halves_of<0x5410>(words);
+          chunk[targets.x] = watched(halves_of<0x5410>(words));
         } else {
-          chunk[targets.x] = make_uint4(rounded(words[0]), rounded(words[1]), rounded(words[2]), rounded(words[3]));
+          chunk[targets.x] =
+              watched(make_uint4(rounded(words[0]), rounded(words[1]), rounded(words[2]), rounded(words[3])));
         }
       }
       if constexpr (kLoads == SourceLoads::pairs) {
-        if (targets.y >= 0) chunk[targets.y] = halves_of<0x7632>(words);
+        if (targets.y >= 0) chunk[targets.y] = watched(halves_of<0x7632>(words));
       }
     }
     stored_ += Batch<kLoads>::kUnits;
@@ -363,6 +366,19 @@ class SourceLoader {
   __device__ __forceinline__ static uint4 halves_of(const uint32_t (&words)[8]) {
     return make_uint4(__byte_perm(words[0], words[1], kSelector), __byte_perm(words[2], words[3], kSelector),
                       __byte_perm(words[4], words[5], kSelector), __byte_perm(words[6], words[7], kSelector));
+  }
+  // The same unit, after a look at whether all of it is finite: whether no exponent is all ones.
+  __device__ __forceinline__ uint4 watched(uint4 unit) {
+    if constexpr (kWatches && sizeof(T) == 4) {
+      const auto is_finite = [](uint32_t word) { return fabsf(__uint_as_float(word)) < __uint_as_float(0x7f800000u); };
+      not_finite_ |= !(is_finite(unit.x) && is_finite(unit.y) && is_finite(unit.z) && is_finite(unit.w));
+    } else if constexpr (kWatches) {
+      constexpr uint32_t kLowest = std::is_same_v<T, __half> ? 0x04000400u : 0x00800080u;  // bits of exponents
+      constexpr uint32_t kExponents = 0x80008000u - kLowest;
+      const auto carries = [](uint32_t word) { return (word & kExponents) + kLowest; };
+      not_finite_ |= ((carries(unit.x) | carries(unit.y) | carries(unit.z) | carries(unit.w)) & 0x80008000u) != 0;
+    }
+    return unit;
   }
   __device__ __forceinline__ static uint32_t rounded(uint32_t word) {
     return kRounds ? ptx::rounded_for_tf32(word) : word;
@@ -380,6 +396,7 @@ class SourceLoader {
   int left_ = 0, unit_ = 0;                   // channels from there on; unit of the stage
   int* places_ = nullptr;
   bool begins_odd_ = false;
+  bool not_finite_ = false;  // something that was loaded
   // What is stored next.
   Ring ring_;
   int stored_ = 0;
@@ -915,7 +932,9 @@ __global__ void __launch_bounds__(512, 1)
   } else {
     ptx::give_up_registers<kLoadingRegisters>();
     if (thread < source_threads) {
-      SourceLoader<T, sizeof(T) == 4 && !kExact>(arguments, memory, thread, source_threads).run();
+      SourceLoader<T, sizeof(T) == 4 && !kExact, (band_slots(kSlots, kColumns) > 1)>(arguments, memory, thread,
+                                                                                     source_threads)
+          .run();
     } else if (thread == source_threads) {
       load_weights(arguments, memory);
     }
@@ -932,7 +951,9 @@ __global__ void __launch_bounds__(256)
                       bool is_forward, bool channels_first, int sources, int destinations, int kernel_taps) {
   constexpr int kChannels = 16 / sizeof(T);
   const int parts = gather.parts(), band = gather.band(), columns = band * gather.columns;
-  const int64_t pieces = gather.packed_bytes / 16 / parts, piece = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
+  const int64_t pieces = gather.weight_bytes() / 16 / parts,
+                piece = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
+  if (gather.has_gaps && piece == 0) *reinterpret_cast<int*>(packed + gather.weight_bytes()) = 0;
   if (piece >= pieces) return;
   // Neighbouring threads read neighbouring weights: taps in NCDHW, channels in NDHWC.
   int64_t index = piece;
@@ -1014,6 +1035,7 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
                                   0,
                                   channels_first,
                                   SourceLoads::elements,
+                                  nullptr,
                                   false,
                                   gather};
   arguments.sample_voxels = static_cast<int>(arguments.to.sample_stride / arguments.to.voxel_stride);
@@ -1032,13 +1054,18 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
                                gather.tile[2] * extent % kVector == 0 && arguments.to.size[2] % kVector == 0 &&
                                reinterpret_cast<uintptr_t>(destination) % 16 == 0;
   arguments.vector_stores = has_row_vectors || has_vectors(arguments.to, destination);
-  const int64_t pieces = gather.packed_bytes / 16 / gather.parts();
+  if (gather.has_gaps) {
+    arguments.not_finite = reinterpret_cast<int*>(static_cast<unsigned char*>(packed) + gather.weight_bytes());
+  }
+  const int64_t pieces = gather.weight_bytes() / 16 / gather.parts();
   launch("launching pack_units", pack_units_kernel<T>, dim3(static_cast<unsigned>((pieces + 255) / 256)), 256, 0,
          stream, weight, static_cast<unsigned char*>(packed), gather, is_forward, channels_first,
          arguments.from.group_channels, arguments.to.group_channels, static_cast<int>(problem.taps()));
   const bool launched =
       launch_one_of_pipelined(arguments, stream, std::make_index_sequence<std::size(kPipelinedGathers)>());
   if (!launched) throw std::logic_error("no pipelined kernel has this configuration");
+  // Where 0 * inf may have spoilt something, all of it again, by the kernel that multiplies nothing but taps.
+  if (gather.has_gaps) gather_simt<T>(problem, op, source, weight, bias, destination, stream, arguments.not_finite);
 }
 
 }  // namespace convt3d::direct

@@ -16,6 +16,7 @@ namespace {
 
 // More blocks than these go round in a loop.
 constexpr int64_t kMostBlocks = int64_t{1} << 30;
+constexpr int64_t kBlocksOfRareWork = 512;  // few, since they mostly find that there is nothing to do
 
 // Shared memory of a block on compute capability 7.5.
 constexpr size_t kMostSharedBytes = 64 * 1024;
@@ -110,6 +111,7 @@ struct GatherArguments {
   bool vectors;                    // four channels lie in one aligned vector
   int run_length;
   int64_t row_tiles, channel_tiles, groups, phases;
+  const int* only_if;  // points to a 0 where there is nothing to do
 };
 
 // Copies an element to shared memory as a sum's type, or a zero.
@@ -166,6 +168,7 @@ __global__ void __launch_bounds__(Tile::kThreads, sizeof(Index) == 8 ? 1 : Tile:
   constexpr int kDepth = Tile::kDepth;
   constexpr bool kFolds = sizeof(Sum) == 4;
   extern __shared__ __align__(16) unsigned char shared[];
+  if (in.only_if != nullptr && *in.only_if == 0) return;
   Sum* const stages = reinterpret_cast<Sum*>(shared);
   GatherBlock<Index>& work = *reinterpret_cast<GatherBlock<Index>*>(shared + Tile::kBufferBytes);
   int64_t* const source_base = reinterpret_cast<int64_t*>(&work + 1);
@@ -441,7 +444,7 @@ int bits_for(int64_t value) {
 
 template <class T, class Index, class Tile>
 void launch_gather(const Problem& problem, Operator op, const T* source, const T* weight, const T* bias, T* destination,
-                   cudaStream_t stream) {
+                   cudaStream_t stream, const int* only_if) {
   const bool forward = op == Operator::forward;
   GatherArguments<T, Index> arguments;
   arguments.depth = AxisGather<Index>(problem, op, 0);
@@ -507,17 +510,19 @@ void launch_gather(const Problem& problem, Operator op, const T* source, const T
                                   Tile::kPositions * (2 * sizeof(int64_t) + sizeof(PositionEntry<Index>)) +
                                   kContacts * (sizeof(ContactEntry<Index>) + sizeof(Index));
   static_assert(kSharedBytes <= kMostSharedBytes, "the oldest GPUs have no more");
-  launch("simt gather", gather_tiles<T, Index, Tile>, static_cast<unsigned>(std::min(blocks, kMostBlocks)),
+  arguments.only_if = only_if;
+  const int64_t most_blocks = only_if == nullptr ? kMostBlocks : kBlocksOfRareWork;
+  launch("simt gather", gather_tiles<T, Index, Tile>, static_cast<unsigned>(std::min(blocks, most_blocks)),
          Tile::kThreads, kSharedBytes, stream, arguments);
 }
 
 // Picks the tile that wastes the fewest channels.
 template <class T, bool ChannelsLast>
 void gather_simt(const Problem& problem, Operator op, const T* source, const T* weight, const T* bias, T* destination,
-                 cudaStream_t stream) {
+                 cudaStream_t stream, const int* only_if) {
   const int64_t channels = op == Operator::forward ? problem.group_out_channels() : problem.group_in_channels();
   const auto launch = [&](auto index, auto tile) {
-    launch_gather<T, decltype(index), decltype(tile)>(problem, op, source, weight, bias, destination, stream);
+    launch_gather<T, decltype(index), decltype(tile)>(problem, op, source, weight, bias, destination, stream, only_if);
   };
   if (!fits_32_bits(problem)) {
     return launch(int64_t(), GatherTile<T, 32, 8, 16, ChannelsLast>());
@@ -844,12 +849,12 @@ void launch_reduce(const Problem& problem, int64_t parts, const T* grad_output, 
 
 template <class T>
 void gather_simt(const Problem& problem, Operator op, const T* source, const T* weight, const T* bias, T* destination,
-                 cudaStream_t stream) {
-  if (gather_narrow_groups<T>(problem, op, source, weight, bias, destination, stream)) return;
+                 cudaStream_t stream, const int* only_if) {
+  if (only_if == nullptr && gather_narrow_groups<T>(problem, op, source, weight, bias, destination, stream)) return;
   if (problem.layout == Layout::ndhwc) {
-    gather_simt<T, true>(problem, op, source, weight, bias, destination, stream);
+    gather_simt<T, true>(problem, op, source, weight, bias, destination, stream, only_if);
   } else {
-    gather_simt<T, false>(problem, op, source, weight, bias, destination, stream);
+    gather_simt<T, false>(problem, op, source, weight, bias, destination, stream, only_if);
   }
 }
 
@@ -875,8 +880,8 @@ void reduce_simt(const Problem& problem, int64_t parts, const T* grad_output, co
   }
 }
 
-#define CONVT3D_INSTANTIATE(T)                                                                         \
-  template void gather_simt(const Problem&, Operator, const T*, const T*, const T*, T*, cudaStream_t); \
+#define CONVT3D_INSTANTIATE(T)                                                                                     \
+  template void gather_simt(const Problem&, Operator, const T*, const T*, const T*, T*, cudaStream_t, const int*); \
   template void reduce_simt(const Problem&, int64_t, const T*, const T*, Accumulator<T>*, cudaStream_t);
 CONVT3D_INSTANTIATE(double)
 CONVT3D_INSTANTIATE(float)
