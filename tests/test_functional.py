@@ -360,13 +360,15 @@ def test_arguments_are_left_as_they_were(algorithm: str, device: torch.device) -
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
 @pytest.mark.parametrize("name", ["dilation, stride, a factor shared", "many channels, dilated", "depthwise"])
-def test_not_finite(name: str, value: float, algorithm: str, device: torch.device) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_not_finite(dtype: torch.dtype, name: str, value: float, algorithm: str, device: torch.device) -> None:
     """One bad voxel spoils exactly the outputs that it reaches."""
     case = NAMED[name]
-    tensors = case.tensors(device, torch.float32, torch.contiguous_format, seed=16)
+    tensors = case.tensors(device, dtype, torch.contiguous_format, seed=16)
     tensors.input[-1, 2, 1, 3, 2] = value
     result = conv_transpose3d(tensors.input, tensors.weight, tensors.bias, **case.parameters, algorithm=algorithm)
-    expected = REFERENCE(tensors.input, tensors.weight, tensors.bias, **case.parameters)
+    operands = (tensor.float() for tensor in (tensors.input, tensors.weight, tensors.bias))
+    expected = REFERENCE(*operands, **case.parameters)
     assert not bool(expected.isfinite().all())
     assert torch.equal(result.isfinite(), expected.isfinite())
 

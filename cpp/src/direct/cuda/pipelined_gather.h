@@ -12,15 +12,17 @@
 //
 // Traffic: the source once for every block of columns and residues, with its halo; the weights once for every tile,
 // from L2; the destination once. Floor: 2 * taps * channels operations a destination at the tensor cores' rate, or its
-// bytes. With 64 columns and more, products run at cuBLAS's rate; below, a multiplying warp's own instructions bound it
-// (kb61: tensor cores 60 % busy). Where writing should bound it, taking turns does: on kb73 a multiplying warp is on
-// the way out for half its time, and multiplies nothing meanwhile.
+// bytes. With 64 columns and more, products run at cuBLAS's rate; below, shared memory bounds it, which gives 16 cycles
+// to a fragment and columns / 4 to a product's weights (kb61: busy for 70 % of the time, tensor cores for 49 %). Where
+// writing should bound it, taking turns does: on kb73 a multiplying warp is on the way out for half its time, and
+// multiplies nothing meanwhile.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include <iterator>
+#include <type_traits>
 #include <utility>
 
 #include "cuda/launch.h"
@@ -45,8 +47,8 @@ struct PipelinedArguments {
   int sample_voxels;  // from one sample of the destination to the next, in voxels of all its channels
   bool channels_first;
   SourceLoads loads;
-  int* not_finite;     // set where the source is not, if weights have gaps
-  bool vector_stores;  // 16 bytes of channels in NDHWC, of a row's voxels in NCDHW, are neighbours and aligned
+  int* not_finite;     // becomes 1 where the source is not, if weights have gaps
+  bool vector_stores;  // 16 bytes of channels in NDHWC, or of a row's half types in NCDHW, are neighbours and aligned
   PipelinedGather gather;
 };
 
@@ -769,16 +771,18 @@ class Multiplier {
             }
           }
           synchronize();
-          if (arguments_.vector_stores) {
-            store_run<kBits, 16 / sizeof(Staged)>(item, phase, slot, first, staging);
+          if constexpr (sizeof(T) == 4) {
+            store_run<kBits, 1>(item, phase, slot, first, staging);
+          } else if (arguments_.vector_stores) {
+            store_run<kBits, 8>(item, phase, slot, first, staging);
           } else {
-            store_run<kBits, sizeof(T) == 2 ? 2 : 1>(item, phase, slot, first, staging);
+            store_run<kBits, 2>(item, phase, slot, first, staging);
           }
         }
       }
     }
   }
-  // Neighbouring threads write neighbouring voxels: vectors of them, or one each, of half types two where they can be
+  // Neighbouring threads write neighbouring voxels: one each; of half types vectors of them, or two where they can be
   // one write.
   template <int kBits, int kWidth>
   __device__ __forceinline__ void store_run(const PipelinedItem& item, const PipelinedPhase& phase, int slot, int first,
