@@ -367,8 +367,7 @@ def test_not_finite(dtype: torch.dtype, name: str, value: float, algorithm: str,
     tensors = case.tensors(device, dtype, torch.contiguous_format, seed=16)
     tensors.input[-1, 2, 1, 3, 2] = value
     result = conv_transpose3d(tensors.input, tensors.weight, tensors.bias, **case.parameters, algorithm=algorithm)
-    operands = (tensor.float() for tensor in (tensors.input, tensors.weight, tensors.bias))
-    expected = REFERENCE(*operands, **case.parameters)
+    expected = REFERENCE(tensors.input.float(), tensors.weight.float(), tensors.bias.float(), **case.parameters)
     assert not bool(expected.isfinite().all())
     assert torch.equal(result.isfinite(), expected.isfinite())
 
