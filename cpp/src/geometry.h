@@ -80,11 +80,11 @@ CONVT3D_HOST_DEVICE Index larger(Index a, Index b) {
 
 // Quotients rounded down and up, of any numerator by a positive divisor.
 template <class Index>
-constexpr CONVT3D_HOST_DEVICE Index floor_divide(Index numerator, Index divisor) {
+CONVT3D_HOST_DEVICE Index floor_divide(Index numerator, Index divisor) {
   return numerator >= 0 ? numerator / divisor : -((-numerator + divisor - 1) / divisor);
 }
 template <class Index>
-constexpr CONVT3D_HOST_DEVICE Index ceil_divide(Index numerator, Index divisor) {
+CONVT3D_HOST_DEVICE Index ceil_divide(Index numerator, Index divisor) {
   return -floor_divide(-numerator, divisor);
 }
 

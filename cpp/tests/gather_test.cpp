@@ -6,6 +6,7 @@
 #include <set>
 
 #include "check.h"
+#include "contacts.h"
 #include "problems.h"
 
 namespace {
@@ -17,11 +18,6 @@ using namespace convt3d::test;
 constexpr Operator kOperators[] = {Operator::forward, Operator::grad_input};
 constexpr int64_t kSharedMemory[] = {228 << 10, 164 << 10, 100 << 10};
 
-// Input position, tap and output position meet where output = input * stride - padding + tap * dilation.
-bool meets(const Problem& problem, int axis, int64_t input, int64_t tap, int64_t output) {
-  return output == input * problem.stride[axis] - problem.padding[axis] + tap * problem.dilation[axis];
-}
-
 void check_axes(const NamedProblem& named, Operator op) {
   for (int axis = 0; axis < 3; ++axis) {
     const GatherAxis gather(named.problem, op, axis);
@@ -29,8 +25,7 @@ void check_axes(const NamedProblem& named, Operator op) {
     for (int64_t residue = 0; residue < gather.destination_stride; ++residue) {
       for (const Contact& contact : gather.residues[residue]) {
         ++contacts;
-        CHECK(op == Operator::forward ? meets(named.problem, axis, contact.offset, contact.tap, residue)
-                                      : meets(named.problem, axis, residue, contact.tap, contact.offset))
+        CHECK(is_contact(named.problem, op, axis, contact.offset, contact.tap, residue))
             << named << " axis " << axis << " residue " << residue << " tap " << contact.tap;
       }
     }
@@ -51,7 +46,6 @@ std::array<int64_t, 3> taps_of(const Problem& problem, const TensorGather& gathe
 
 void check_tables(const NamedProblem& named, Operator op, const TensorGather& gather, int64_t shared_memory) {
   const Problem& problem = named.problem;
-  const bool forward = op == Operator::forward;
   std::set<std::array<int64_t, 3>> seen;
   for (int block = 0; block < gather.phase_blocks; ++block) {
     const PhaseBlock& phase = gather.tables.phases[block];
@@ -64,23 +58,13 @@ void check_tables(const NamedProblem& named, Operator op, const TensorGather& ga
         // From the shift, in 16-byte units, back to offsets along height and width.
         const int unit = step.shift / 16 - group * 2 * gather.k_steps * gather.source_positions;
         const int column = unit % gather.row_pitch, stride = gather.source_stride[2];
-        const int64_t offset[3] = {
-            stage.depth_offset, phase.origin[0] + unit / gather.row_pitch,
-            phase.origin[1] + column % gather.residue_pitch * stride + column / gather.residue_pitch};
+        const Triple offset{stage.depth_offset, phase.origin[0] + unit / gather.row_pitch,
+                            phase.origin[1] + column % gather.residue_pitch * stride + column / gather.residue_pitch};
         CHECK(step.slots != 0) << named << ": a step without products";
         for (int slot = 0; slot < gather.slots; ++slot) {
           if (!(step.slots >> slot & 1)) continue;
-          const int w = gather.slot_extent[2], h = gather.slot_extent[1];
-          const int64_t residue[3] = {phase.residue[0] + slot / w / h, phase.residue[1] + slot / w % h,
-                                      phase.residue[2] + slot % w};
-          const std::array<int64_t, 3> taps = taps_of(problem, gather, stage, step, slot, group);
-          for (int axis = 0; axis < 3; ++axis) {
-            CHECK(residue[axis] < gather.destination_stride[axis]) << named << ": a slot beyond the residues";
-            CHECK(forward ? meets(problem, axis, offset[axis], taps[axis], residue[axis])
-                          : meets(problem, axis, residue[axis], taps[axis], offset[axis]))
-                << named << " axis " << axis << " offset " << offset[axis] << " tap " << taps[axis] << " residue "
-                << residue[axis];
-          }
+          const Triple taps = taps_of(problem, gather, stage, step, slot, group);
+          check_contact(named, op, gather, offset, taps, residues_of(gather, phase, slot));
           if (group == 0) CHECK(seen.insert(taps).second) << named << ": a tap twice";
         }
       }

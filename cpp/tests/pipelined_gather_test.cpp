@@ -8,6 +8,7 @@
 #include <string>
 
 #include "check.h"
+#include "contacts.h"
 #include "problems.h"
 
 namespace {
@@ -18,11 +19,6 @@ using namespace convt3d::test;
 
 constexpr Operator kOperators[] = {Operator::forward, Operator::grad_input};
 const Target kTarget{Backend::cuda, 132, 90, 228 << 10};
-
-// Input position, tap and output position meet where output = input * stride - padding + tap * dilation.
-bool meets(const Problem& problem, int axis, int64_t input, int64_t tap, int64_t output) {
-  return output == input * problem.stride[axis] - problem.padding[axis] + tap * problem.dilation[axis];
-}
 
 uint32_t bands_of(const PipelinedGather& gather, int set) {
   return gather.bands() == 1   ? kSetsOf1[set]
@@ -47,7 +43,6 @@ std::array<int64_t, 3> offset_of(const PipelinedGather& gather, const PipelinedP
 
 void check_tables(const NamedProblem& named, Operator op, const PipelinedGather& gather) {
   const Problem& problem = named.problem;
-  const bool forward = op == Operator::forward;
   const int folded = gather.fold[0] * gather.fold[1] * gather.fold[2];
   std::set<std::array<int64_t, 7>> seen;  // tap, channel group, and which residue
   int units = 0, taps_so_far = 0;
@@ -68,29 +63,23 @@ void check_tables(const NamedProblem& named, Operator op, const PipelinedGather&
           if (!(step.bands >> band & 1)) continue;
           ++units;
           weights += static_cast<uint32_t>(gather.unit_bytes / 16);
+          int taps_of_unit = 0;
           for (int number_in_band = 0; number_in_band < gather.band(); ++number_in_band) {
             const int slot = band * gather.band() + number_in_band, order = gather.unit_order[taps_so_far++];
             if (order == PipelinedGather::kNoTap) {
-              CHECK(gather.band() > 1) << named << ": a product without a tap";
+              CHECK(gather.band() > 1 && gather.has_gaps) << named << ": a gap that is not known";
               continue;
             }
+            ++taps_of_unit;
             const int tap = order / gather.channel_groups, group = order % gather.channel_groups;
-            const std::array<int64_t, 3> offset = offset_of(gather, phase, step.shift[member], group);
-            const int64_t taps[3] = {tap / problem.kernel[2] / problem.kernel[1],
-                                     tap / problem.kernel[2] % problem.kernel[1], tap % problem.kernel[2]};
-            const int w = gather.slot_extent[2], h = gather.slot_extent[1];
-            const int64_t residue[3] = {phase.residue[0] + slot / w / h, phase.residue[1] + slot / w % h,
-                                        phase.residue[2] + slot % w};
-            for (int axis = 0; axis < 3; ++axis) {
-              CHECK(residue[axis] < gather.destination_stride[axis]) << named << ": a slot beyond the residues";
-              CHECK(forward ? meets(problem, axis, offset[axis], taps[axis], residue[axis])
-                            : meets(problem, axis, residue[axis], taps[axis], offset[axis]))
-                  << named << " axis " << axis << " offset " << offset[axis] << " tap " << taps[axis] << " residue "
-                  << residue[axis];
-            }
+            const Triple taps{tap / problem.kernel[2] / problem.kernel[1], tap / problem.kernel[2] % problem.kernel[1],
+                              tap % problem.kernel[2]};
+            const Triple residue = residues_of(gather, phase, slot);
+            check_contact(named, op, gather, offset_of(gather, phase, step.shift[member], group), taps, residue);
             CHECK(seen.insert({taps[0], taps[1], taps[2], group, residue[0], residue[1], residue[2]}).second)
                 << named << ": a contact twice";
           }
+          CHECK(taps_of_unit > 0) << named << ": a product without a tap";
         }
       }
     }

@@ -11,6 +11,14 @@
 namespace convt3d::direct {
 namespace {
 
+// Whether float32 arithmetic is nearer to the truth than three products of TF32 as mma.sync's gather adds them up,
+// which are 1.6 times as far off on sums of few terms; at stride 1, where what they are held against is better as well,
+// of a few more.
+bool is_short_exact_sum(const Problem& problem, Operator op) {
+  const int64_t phases = phases_of(problem, op);
+  return most_terms(problem, op) < (op == Operator::forward && phases == 1 ? 448 : 192 * phases);
+}
+
 // Residues share a block of threads from the width outwards, since those along the width make whole rows.
 void place_slots(const std::array<GatherAxis, 3>& axes, TensorGather& gather) {
   int left = gather.slots;

@@ -36,14 +36,13 @@ struct GatherAxis {
   int64_t positions() const { return (destination + destination_stride - 1) / destination_stride; }  // of q
 };
 
-// Whether float32 arithmetic is nearer to the truth than three products of TF32 as mma.sync's gather adds them up,
-// which are 1.6 times as far off on sums of few terms; at stride 1, where what they are held against is better as well,
-// of a few more.
-inline bool is_short_exact_sum(const Problem& problem, Operator op) {
-  const bool forward = op == Operator::forward;
-  const int64_t terms = problem.taps() * (forward ? problem.group_in_channels() : problem.group_out_channels());
-  const int64_t residues = forward ? problem.stride[0] * problem.stride[1] * problem.stride[2] : 1;
-  return terms < (forward && residues == 1 ? 448 : 192 * residues);
+// Terms of the longest sums.
+inline int64_t most_terms(const Problem& problem, Operator op) {
+  return problem.taps() * (op == Operator::forward ? problem.group_in_channels() : problem.group_out_channels());
+}
+// Destination positions that have different taps; the average of them has as many times fewer terms.
+inline int64_t phases_of(const Problem& problem, Operator op) {
+  return op == Operator::forward ? problem.stride[0] * problem.stride[1] * problem.stride[2] : 1;
 }
 
 // What both tensor-core gathers ask of a problem, and how they cut it.

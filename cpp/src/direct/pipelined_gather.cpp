@@ -143,8 +143,7 @@ bool make_tables(const Problem& problem, Operator op, const Axes& axes, Pipeline
   for (int axis = 0; axis < 3; ++axis) {
     blocks[axis] = ceil_divide<int64_t>(axes[axis].destination_stride, gather.slot_extent[axis]);
   }
-  const int64_t terms =
-      problem.taps() * (op == Operator::forward ? problem.group_in_channels() : problem.group_out_channels());
+  const int64_t terms = most_terms(problem, op);
   int pieces = 0, steps = 0, units = 0, taps = 0;
   int unfolded = 0;  // steps whose exact sums are being added to
   for (int64_t block = 0; block < gather.phase_blocks; ++block) {
@@ -222,7 +221,7 @@ bool is_spread(const PipelinedGather& gather) {
   return gather.tile[2] % 8 == 0 || gather.tile[2] % 8 == gather.row_pitch % 8 || gather.lines() == 1;
 }
 
-// With `spread`, rows are as far apart as that takes.
+// With `spread`, rows are as far apart as that takes, where they are not anyway.
 void set_tile(const Axes& axes, const Walk& walk, const int64_t (&tile)[3], bool spread, PipelinedGather& gather) {
   for (int axis = 0; axis < 3; ++axis) {
     gather.tile[axis] = static_cast<int>(tile[axis]);
@@ -233,7 +232,7 @@ void set_tile(const Axes& axes, const Walk& walk, const int64_t (&tile)[3], bool
   gather.residue_pitch = static_cast<int>(tile[2] + walk.reach[2] / axes[2].source_stride);
   gather.row_pitch = static_cast<int>(gather.residue_pitch * std::min(axes[2].source_stride, walk.reach[2] + 1));
   gather.used_pitch = gather.row_pitch;
-  if (spread) gather.row_pitch += static_cast<int>(((tile[2] - gather.row_pitch) % 8 + 8) % 8);
+  if (spread && !is_spread(gather)) gather.row_pitch += static_cast<int>(((tile[2] - gather.row_pitch) % 8 + 8) % 8);
   gather.width = static_cast<int>((tile[2] - 1) * axes[2].source_stride + walk.reach[2] + 1);
   gather.source_positions = gather.samples * gather.planes * gather.rows * gather.row_pitch;
   gather.half_stride = 16 * gather.source_positions;
@@ -351,16 +350,15 @@ void try_tiles(const Problem& problem, const Axes& axes, const Target& target, c
       if (gather.samples * sample > kGatherLimit) continue;
       for (const bool spread : {false, true}) {
         set_tile(axes, walk, {depth, height, width}, spread, gather);
+        if (spread && gather.row_pitch == gather.used_pitch) continue;  // the same again
         gather.items = ceil_divide<int64_t>(problem.batch, gather.samples) * problem.groups * gather.phase_blocks *
                        gather.column_blocks * gather.tiles[0] * gather.tiles[1] * gather.tiles[2];
-        if (gather.items <= kGatherLimit && divide_memory(target, walk, gather)) {
-          const double cost = estimate(problem, axes, target, walk, gather);
-          if (cost < least) {
-            least = cost;
-            best = gather;
-          }
+        if (gather.items > kGatherLimit || !divide_memory(target, walk, gather)) continue;
+        const double cost = estimate(problem, axes, target, walk, gather);
+        if (cost < least) {
+          least = cost;
+          best = gather;
         }
-        if (is_spread(gather)) break;
       }
     }
   }
@@ -383,8 +381,7 @@ bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& tar
   gather.exact = problem.dtype == DataType::float32 && problem.precision == Precision::ieee;
   Extent residues{};
   for (int axis = 0; axis < 3; ++axis) residues[axis] = forward ? problem.stride[axis] : 1;
-  if (gather.exact &&
-      problem.taps() * sources < fewest_exact_terms(sources, destinations) * residues[0] * residues[1] * residues[2])
+  if (gather.exact && most_terms(problem, op) < fewest_exact_terms(sources, destinations) * phases_of(problem, op))
     return false;
   const int64_t group_channels = 32 / gather_element_bytes(problem);
   double least = std::numeric_limits<double>::max();
