@@ -18,6 +18,7 @@ struct GatherVolume {
   int channels, group_channels;      // of all groups, and of one
   int64_t sample_stride;             // in elements
   int channel_stride, voxel_stride;  // likewise
+  int sample_voxels;                 // from one sample to the next, in voxels of all their channels
 
   GatherVolume(const Problem& problem, bool is_input) {
     const Extent extent = is_input ? problem.input : problem.output();
@@ -29,6 +30,7 @@ struct GatherVolume {
     sample_stride = strides.sample;
     channel_stride = static_cast<int>(strides.channel);
     voxel_stride = static_cast<int>(strides.voxel);
+    sample_voxels = static_cast<int>(strides.sample / strides.voxel);
   }
 };
 

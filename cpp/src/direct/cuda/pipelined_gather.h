@@ -44,10 +44,9 @@ struct PipelinedArguments {
   T* destination;
   GatherVolume from, to;
   int64_t batch;
-  int sample_voxels;  // from one sample of the destination to the next, in voxels of all its channels
   bool channels_first;
   SourceLoads loads;
-  int* not_finite;     // becomes 1 where the source is not, if weights have gaps
+  int* not_finite;     // becomes 1 where the source is not; null where weights have no gaps
   bool vector_stores;  // 16 bytes of channels in NDHWC, or of a row's half types in NCDHW, are neighbours and aligned
   PipelinedGather gather;
 };
@@ -193,7 +192,7 @@ class SourceLoader {
       if (!goes_on) break;
       batch = next;
     }
-    if (kWatches && gather_.has_gaps && not_finite_) *arguments_.not_finite = 1;
+    if (kWatches && not_finite_ && arguments_.not_finite != nullptr) *arguments_.not_finite = 1;
   }
 
   // The block's next tile that has taps; false where there is none.
@@ -706,7 +705,7 @@ class Multiplier {
       voxel = voxel * to.size[axis] + begin;
       inside = inside << 10 | max(0, min(gather_.destination_stride[axis], to.size[axis] - begin));
     }
-    voxel += member * arguments_.sample_voxels;
+    voxel += member * to.sample_voxels;
     const bool is_there = position < tile_positions_ && member < arguments_.batch - item.sample;
     return make_int2(voxel, is_there ? inside : 0);
   }
@@ -951,13 +950,14 @@ __global__ void __launch_bounds__(512, 1)
 // One thread makes 16 bytes. Bound by L2: the weights' own order has taps innermost.
 template <class T>
 __global__ void __launch_bounds__(256)
-    pack_units_kernel(const T* weight, unsigned char* packed, const __grid_constant__ PipelinedGather gather,
-                      bool is_forward, bool channels_first, int sources, int destinations, int kernel_taps) {
+    pack_units_kernel(const T* weight, unsigned char* packed, int* not_finite,
+                      const __grid_constant__ PipelinedGather gather, bool is_forward, bool channels_first, int sources,
+                      int destinations, int kernel_taps) {
   constexpr int kChannels = 16 / sizeof(T);
   const int parts = gather.parts(), band = gather.band(), columns = band * gather.columns;
   const int64_t pieces = gather.weight_bytes() / 16 / parts,
                 piece = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
-  if (gather.has_gaps && piece == 0) *reinterpret_cast<int*>(packed + gather.weight_bytes()) = 0;
+  if (piece == 0 && not_finite != nullptr) *not_finite = 0;
   if (piece >= pieces) return;
   // Neighbouring threads read neighbouring weights: taps in NCDHW, channels in NDHWC.
   int64_t index = piece;
@@ -1036,13 +1036,11 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
                                   GatherVolume(problem, is_forward),
                                   GatherVolume(problem, !is_forward),
                                   problem.batch,
-                                  0,
                                   channels_first,
                                   SourceLoads::elements,
                                   nullptr,
                                   false,
                                   gather};
-  arguments.sample_voxels = static_cast<int>(arguments.to.sample_stride / arguments.to.voxel_stride);
   constexpr int kVector = 16 / sizeof(T);
   const auto has_vectors = [&](const GatherVolume& volume, const T* data) {
     return !channels_first && volume.group_channels % kVector == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
@@ -1063,13 +1061,15 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
   }
   const int64_t pieces = gather.weight_bytes() / 16 / gather.parts();
   launch("launching pack_units", pack_units_kernel<T>, dim3(static_cast<unsigned>((pieces + 255) / 256)), 256, 0,
-         stream, weight, static_cast<unsigned char*>(packed), gather, is_forward, channels_first,
+         stream, weight, static_cast<unsigned char*>(packed), arguments.not_finite, gather, is_forward, channels_first,
          arguments.from.group_channels, arguments.to.group_channels, static_cast<int>(problem.taps()));
   const bool launched =
       launch_one_of_pipelined(arguments, stream, std::make_index_sequence<std::size(kPipelinedGathers)>());
   if (!launched) throw std::logic_error("no pipelined kernel has this configuration");
   // Where 0 * inf may have spoilt something, all of it again, by the kernel that multiplies nothing but taps.
-  if (gather.has_gaps) gather_simt<T>(problem, op, source, weight, bias, destination, stream, arguments.not_finite);
+  if (arguments.not_finite != nullptr) {
+    gather_simt<T>(problem, op, source, weight, bias, destination, stream, arguments.not_finite);
+  }
 }
 
 }  // namespace convt3d::direct

@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(512, 1) gather_tensor_kernel(const __grid_cons
       voxel = voxel * to.size[axis] + begin;
       inside = inside << 8 | max(0, min(gather.destination_stride[axis], to.size[axis] - begin));
     }
-    voxel += member * static_cast<int>(to.sample_stride / to.voxel_stride);
+    voxel += member * to.sample_voxels;
     position_places[position] = make_int2(voxel, position < tile_positions && member < left_samples ? inside : 0);
   }
   __syncthreads();
