@@ -25,6 +25,13 @@
 #define CONVT3D_HAS_MMA 0
 #endif
 
+// Kernels that begin before the one before them has ended are of sm_90 and later.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define CONVT3D_HAS_EARLY_LAUNCH 1
+#else
+#define CONVT3D_HAS_EARLY_LAUNCH 0
+#endif
+
 namespace convt3d::ptx {
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
@@ -143,6 +150,13 @@ __device__ __forceinline__ void wait_for_copies() {
 __device__ __forceinline__ void fence_shared_for_wgmma() {
 #if CONVT3D_HAS_WGMMA
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// Makes what this thread sees in global memory visible to its bulk copies, which read through another proxy too.
+__device__ __forceinline__ void fence_global_for_bulk_copies() {
+#if CONVT3D_HAS_WGMMA
+  asm volatile("fence.proxy.async.global;" ::: "memory");
 #endif
 }
 
@@ -294,6 +308,20 @@ __device__ __forceinline__ void copy_bulk(uint32_t shared, const void* global, u
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
                "l"(global), "r"(bytes), "r"(barrier)
                : "memory");
+#endif
+}
+
+// Kernels that overlap, see Begins in cuda/launch.h. Until the kernel before this one has ended and its writes are
+// visible; at once where this one began in turn.
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if CONVT3D_HAS_EARLY_LAUNCH
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// The next kernel may begin early, once all blocks have come here or ended.
+__device__ __forceinline__ void let_next_kernel_begin() {
+#if CONVT3D_HAS_EARLY_LAUNCH
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 

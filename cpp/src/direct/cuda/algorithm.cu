@@ -79,7 +79,8 @@ class Runner {
         reduce_simt<T>(problem, plan_.partials, grad_output, input, partials, stream_);
         break;
     }
-    sum_partials<T>(partials, plan_.partials, problem.weight_elements(), result, stream_);
+    const Begins begins = plan_.target.compute_capability == 90 ? Begins::early : Begins::in_turn;
+    sum_partials<T>(partials, plan_.partials, problem.weight_elements(), result, stream_, begins);
   }
 
   const Plan& plan_;

@@ -10,7 +10,7 @@
 namespace convt3d::direct {
 
 // Forward (source is the input) or grad_input (source is grad_output; no bias), for every problem and type. With
-// `only_if`, on the device, nothing is done where that points to a 0.
+// `only_if`, on the device, nothing is done where that points to a 0; the kernel then begins early, see cuda/launch.h.
 template <class T>
 void gather_simt(const Problem& problem, Operator op, const T* source, const T* weight, const T* bias, T* destination,
                  cudaStream_t stream, const int* only_if = nullptr);

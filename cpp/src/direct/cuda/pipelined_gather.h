@@ -135,7 +135,7 @@ __device__ __forceinline__ int unfold(const PipelinedGather& gather, int positio
 // The warps that load the source; `thread` of `threads`. It passes through registers, where channels that lie apart are
 // gathered and floats rounded to TF32, in batches: while one is stored the next is on its way, be it another stage's or
 // another tile's. A cell is a position, or two neighbours along the width where these are one load; a unit is 16 bytes
-// of channels of each of its positions.
+// of channels of each of its positions. The source was complete before pack_units_kernel began, so nothing waits here.
 template <class T, bool kRounds, bool kWatches>
 class SourceLoader {
  public:
@@ -192,7 +192,10 @@ class SourceLoader {
       if (!goes_on) break;
       batch = next;
     }
-    if (kWatches && not_finite_ && arguments_.not_finite != nullptr) *arguments_.not_finite = 1;
+    if (kWatches && not_finite_ && arguments_.not_finite != nullptr) {
+      ptx::wait_for_previous_kernel();  // which makes it 0
+      *arguments_.not_finite = 1;
+    }
   }
 
   // The block's next tile that has taps; false where there is none.
@@ -403,10 +406,13 @@ class SourceLoader {
   int stored_ = 0;
 };
 
-// The thread that has the weights copied.
+// The thread that has the weights copied, once pack_units_kernel has packed them. It waits for that in every block,
+// even one without taps, so that no later kernel finds this one ended and that one not.
 template <class T>
 __device__ __forceinline__ void load_weights(const PipelinedArguments<T>& arguments, const PipelinedMemory& memory) {
   const PipelinedGather& gather = arguments.gather;
+  ptx::wait_for_previous_kernel();
+  ptx::fence_global_for_bulk_copies();
   Ring ring;
   for (int64_t index = blockIdx.x; index < gather.items; index += gridDim.x) {
     const PipelinedItem item(gather, static_cast<int>(index));
@@ -954,6 +960,7 @@ __global__ void __launch_bounds__(256)
                       const __grid_constant__ PipelinedGather gather, bool is_forward, bool channels_first, int sources,
                       int destinations, int kernel_taps) {
   constexpr int kChannels = 16 / sizeof(T);
+  ptx::let_next_kernel_begin();  // it loads its source meanwhile
   const int parts = gather.parts(), band = gather.band(), columns = band * gather.columns;
   const int64_t pieces = gather.weight_bytes() / 16 / parts,
                 piece = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
@@ -1011,7 +1018,7 @@ bool launch_pipelined_entry(const PipelinedArguments<T>& arguments, cudaStream_t
   if constexpr (sizeof(T) == 2 && kEntry.exact) {
     return false;
   } else {
-    launch("launching gather_pipelined",
+    launch(Begins::early, "launching gather_pipelined",
            gather_pipelined_kernel<T, kEntry.slots, kEntry.columns, kEntry.row_blocks, kEntry.exact>,
            dim3(static_cast<unsigned>(gather.blocks)), gather.threads(), static_cast<size_t>(gather.shared_bytes),
            stream, arguments);

@@ -168,7 +168,10 @@ __global__ void __launch_bounds__(Tile::kThreads, sizeof(Index) == 8 ? 1 : Tile:
   constexpr int kDepth = Tile::kDepth;
   constexpr bool kFolds = sizeof(Sum) == 4;
   extern __shared__ __align__(16) unsigned char shared[];
-  if (in.only_if != nullptr && *in.only_if == 0) return;
+  if (in.only_if != nullptr) {
+    ptx::wait_for_previous_kernel();
+    if (*in.only_if == 0) return;
+  }
   Sum* const stages = reinterpret_cast<Sum*>(shared);
   GatherBlock<Index>& work = *reinterpret_cast<GatherBlock<Index>*>(shared + Tile::kBufferBytes);
   int64_t* const source_base = reinterpret_cast<int64_t*>(&work + 1);
@@ -512,8 +515,8 @@ void launch_gather(const Problem& problem, Operator op, const T* source, const T
   static_assert(kSharedBytes <= kMostSharedBytes, "the oldest GPUs have no more");
   arguments.only_if = only_if;
   const int64_t most_blocks = only_if == nullptr ? kMostBlocks : kBlocksOfRareWork;
-  launch("simt gather", gather_tiles<T, Index, Tile>, static_cast<unsigned>(std::min(blocks, most_blocks)),
-         Tile::kThreads, kSharedBytes, stream, arguments);
+  launch(only_if == nullptr ? Begins::in_turn : Begins::early, "simt gather", gather_tiles<T, Index, Tile>,
+         static_cast<unsigned>(std::min(blocks, most_blocks)), Tile::kThreads, kSharedBytes, stream, arguments);
 }
 
 // Picks the tile that wastes the fewest channels.
