@@ -431,6 +431,8 @@ bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& tar
   result.packed_bytes =
       problem.groups * result.column_blocks * result.channel_blocks * int64_t{result.units} * result.unit_bytes +
       (result.has_gaps ? 16 : 0);
+  // Threads that pack are counted in 32 bits.
+  if (result.weight_bytes() / 32 > std::numeric_limits<int32_t>::max()) return false;
   result.blocks = static_cast<int>(std::min(result.items, 2 / result.warpgroups * target.parallelism));
   result.by_columns = Divisor<int32_t>(result.column_blocks);
   result.by_phases = Divisor<int32_t>(result.phase_blocks);

@@ -27,6 +27,7 @@
 
 #include "cuda/launch.h"
 #include "cuda/ptx.h"
+#include "direct/cuda/contacts.h"
 #include "direct/cuda/gather_source.h"
 #include "direct/cuda/kernels.h"
 
@@ -951,60 +952,103 @@ __global__ void __launch_bounds__(512, 1)
 #endif
 }
 
-// The weights in the order in which the kernel above takes them:
-// [group][block of columns][block of channels][unit][high, low][16 bytes of channels][column][16 bytes].
-// One thread makes 16 bytes. Bound by L2: the weights' own order has taps innermost.
 template <class T>
-__global__ void __launch_bounds__(256)
-    pack_units_kernel(const T* weight, unsigned char* packed, int* not_finite,
-                      const __grid_constant__ PipelinedGather gather, bool is_forward, bool channels_first, int sources,
-                      int destinations, int kernel_taps) {
+struct PackArguments {
+  const T* weight;
+  unsigned char* packed;
+  int* not_finite;                                              // becomes 0; null where weights have no gaps
+  int64_t group_step, source_step, destination_step, tap_step;  // of the weights, in elements
+  int sources, destinations;                                    // of a group
+  bool channels_first;
+  int band, threads;
+  Divisor<int32_t> by_near_columns, by_far_columns;  // columns of a band that neighbouring threads make, and such sets
+  Divisor<int32_t> by_columns, by_units, by_channel_blocks, by_channel_groups;
+};
+
+// The weights in the order in which the kernel above takes them:
+// [group][block of columns][block of channels][unit][high, low][16 bytes of channels][slot, column][16 bytes].
+// One thread makes a unit's 32 bytes of channels of one column. Neighbouring threads write neighbouring columns: in
+// NDHWC all of a band's, in NCDHW four and then the next unit's, mostly of a neighbouring tap, so that reads, too,
+// share sectors. Bound by L2.
+template <class T>
+__global__ void __launch_bounds__(256) pack_units_kernel(const __grid_constant__ PackArguments<T> arguments,
+                                                         const __grid_constant__ PipelinedGather gather) {
   constexpr int kChannels = 16 / sizeof(T);
   ptx::let_next_kernel_begin();  // it loads its source meanwhile
-  const int parts = gather.parts(), band = gather.band(), columns = band * gather.columns;
-  const int64_t pieces = gather.weight_bytes() / 16 / parts,
-                piece = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
-  if (piece == 0 && not_finite != nullptr) *not_finite = 0;
-  if (piece >= pieces) return;
-  // Neighbouring threads read neighbouring weights: taps in NCDHW, channels in NDHWC.
-  int64_t index = piece;
-  const auto digit = [&index](int radix) {
-    const auto remainder = static_cast<int>(index % radix);
-    index /= radix;
+  const uint32_t thread = blockIdx.x * 256 + threadIdx.x;
+  if (thread == 0 && arguments.not_finite != nullptr) *arguments.not_finite = 0;
+  if (thread >= static_cast<uint32_t>(arguments.threads)) return;
+  int index = static_cast<int>(thread);
+  const auto digit = [&index](const Divisor<int32_t>& by) {
+    const int quotient = by.quotient(index), remainder = index - quotient * by.value;
+    index = quotient;
     return remainder;
   };
-  int unit = 0;
-  if (channels_first) unit = digit(gather.units);
-  const int column = digit(gather.columns), slot = digit(band), half = digit(2);
-  if (!channels_first) unit = digit(gather.units);
+  const int near_column = digit(arguments.by_near_columns), unit = digit(arguments.by_units);
+  const int column = digit(arguments.by_far_columns) * arguments.by_near_columns.value + near_column;
+  const int slot = arguments.by_columns.quotient(column), slot_column = column - slot * gather.columns;
   const int64_t block = index;
-  const int channel_block = digit(gather.channel_blocks);
-  const int destination = digit(gather.column_blocks) * gather.columns +
-                          (channels_first ? column : channel_of_column(column, gather.columns, sizeof(T)));
-  const int64_t group = index;
-  const int order = gather.unit_order[unit * band + slot], tap = order / gather.channel_groups;
+  const int channel_block = digit(arguments.by_channel_blocks);
+  const int destination =
+      digit(gather.by_columns) * gather.columns +
+      (arguments.channels_first ? slot_column : channel_of_column(slot_column, gather.columns, sizeof(T)));
+  const int order = gather.unit_order[unit * arguments.band + slot];
+  const int tap = arguments.by_channel_groups.quotient(order);
   const int channel_group = order - tap * gather.channel_groups;
-  const int first = ((channel_block * gather.channel_groups + channel_group) * 2 + half) * kChannels;
-  alignas(16) T values[2][kChannels];
+  const int source = (channel_block * gather.channel_groups + channel_group) * 2 * kChannels;
+  const int sources =
+      order != PipelinedGather::kNoTap && destination < arguments.destinations ? arguments.sources - source : 0;
+  const T* weight = arguments.weight + index * arguments.group_step + source * arguments.source_step +
+                    destination * arguments.destination_step + tap * arguments.tap_step;
+  T values[2 * kChannels];
 #pragma unroll
-  for (int i = 0; i < kChannels; ++i) {
-    const int source = first + i;
-    T value = T(0.0f);
-    if (order != PipelinedGather::kNoTap && source < sources && destination < destinations) {
-      const int64_t in = is_forward ? group * sources + source : group * destinations + destination;
-      const int out = is_forward ? destination : source, outs = is_forward ? destinations : sources;
-      value = weight[channels_first ? (in * outs + out) * kernel_taps + tap : (in * kernel_taps + tap) * outs + out];
+  for (int i = 0; i < 2 * kChannels; ++i, weight += arguments.source_step) values[i] = i < sources ? *weight : T(0.0f);
+  const int columns = arguments.band * gather.columns;
+  uint4* place = reinterpret_cast<uint4*>(arguments.packed) +
+                 (block * gather.units + unit) * (2 * gather.parts() * columns) + column;
+  const auto store = [&](bool low) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half, place += columns) {
+      alignas(16) T piece[kChannels];
+#pragma unroll
+      for (int i = 0; i < kChannels; ++i) {
+        piece[i] = values[half * kChannels + i];
+        if constexpr (sizeof(T) == 4) piece[i] = tf32_part(piece[i], low);
+      }
+      *place = *reinterpret_cast<const uint4*>(piece);
     }
-    values[0][i] = values[1][i] = value;
-    if constexpr (sizeof(T) == 4) {
-      values[0][i] = tf32_part(value, false);
-      values[1][i] = tf32_part(value, true);
-    }
-  }
-  uint4* place = reinterpret_cast<uint4*>(packed) + (((block * gather.units + unit) * parts * 2) + half) * columns +
-                 slot * gather.columns + column;
-  place[0] = *reinterpret_cast<const uint4*>(values[0]);
-  if (gather.exact) place[2 * columns] = *reinterpret_cast<const uint4*>(values[1]);
+  };
+  store(false);
+  if (gather.exact) store(true);
+}
+
+template <class T>
+void pack_units(const Problem& problem, bool is_forward, const PipelinedGather& gather, const T* weight,
+                unsigned char* packed, int* not_finite, cudaStream_t stream) {
+  const bool channels_first = problem.layout == Layout::ncdhw;
+  const WeightSteps steps(problem);
+  const int band = gather.band(), columns = band * gather.columns, near_columns = channels_first ? 4 : columns;
+  PackArguments<T> arguments;
+  arguments.weight = weight;
+  arguments.packed = packed;
+  arguments.not_finite = not_finite;
+  arguments.group_step = steps.group;
+  arguments.source_step = is_forward ? steps.input_channel : steps.output_channel;
+  arguments.destination_step = is_forward ? steps.output_channel : steps.input_channel;
+  arguments.tap_step = steps.tap;
+  arguments.sources = static_cast<int>(is_forward ? problem.group_in_channels() : problem.group_out_channels());
+  arguments.destinations = static_cast<int>(is_forward ? problem.group_out_channels() : problem.group_in_channels());
+  arguments.channels_first = channels_first;
+  arguments.band = band;
+  arguments.threads = static_cast<int>(gather.weight_bytes() / 32 / gather.parts());
+  arguments.by_near_columns = Divisor<int32_t>(near_columns);
+  arguments.by_far_columns = Divisor<int32_t>(columns / near_columns);
+  arguments.by_columns = Divisor<int32_t>(gather.columns);
+  arguments.by_units = Divisor<int32_t>(gather.units);
+  arguments.by_channel_blocks = Divisor<int32_t>(gather.channel_blocks);
+  arguments.by_channel_groups = Divisor<int32_t>(gather.channel_groups);
+  launch("launching pack_units", pack_units_kernel<T>, dim3((static_cast<unsigned>(arguments.threads) + 255) / 256),
+         256, 0, stream, arguments, gather);
 }
 
 // Launches the kernel of kPipelinedGathers[Entry], if that is the one that the arguments ask for.
@@ -1066,10 +1110,7 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
   if (gather.has_gaps) {
     arguments.not_finite = reinterpret_cast<int*>(static_cast<unsigned char*>(packed) + gather.weight_bytes());
   }
-  const int64_t pieces = gather.weight_bytes() / 16 / gather.parts();
-  launch("launching pack_units", pack_units_kernel<T>, dim3(static_cast<unsigned>((pieces + 255) / 256)), 256, 0,
-         stream, weight, static_cast<unsigned char*>(packed), arguments.not_finite, gather, is_forward, channels_first,
-         arguments.from.group_channels, arguments.to.group_channels, static_cast<int>(problem.taps()));
+  pack_units<T>(problem, is_forward, gather, weight, static_cast<unsigned char*>(packed), arguments.not_finite, stream);
   const bool launched =
       launch_one_of_pipelined(arguments, stream, std::make_index_sequence<std::size(kPipelinedGathers)>());
   if (!launched) throw std::logic_error("no pipelined kernel has this configuration");
