@@ -28,7 +28,7 @@ uint32_t bands_of(const PipelinedGather& gather, int set) {
 }
 
 // An offset along each axis, from a step's shift.
-std::array<int64_t, 3> offset_of(const PipelinedGather& gather, const PipelinedPhase& phase, int shift, int group) {
+std::array<int64_t, 3> offset_of(const PipelinedGather& gather, const PipelinedPass& pass, int shift, int group) {
   const int position = (shift - 2 * group * gather.half_stride) / 16;
   const int line = position / gather.row_pitch, column = position % gather.row_pitch;
   const int residue = column / gather.residue_pitch;
@@ -36,60 +36,103 @@ std::array<int64_t, 3> offset_of(const PipelinedGather& gather, const PipelinedP
                         (column - residue * gather.residue_pitch) * gather.source_stride[2] + residue};
   std::array<int64_t, 3> offset;
   for (int axis = 0; axis < 3; ++axis) {
-    offset[axis] = (phase.origin[axis] + along[axis]) * gather.source_step[axis] + gather.source_origin[axis];
+    offset[axis] = pass.origin[axis] + along[axis] * gather.source_step[axis];
   }
   return offset;
 }
 
-void check_tables(const NamedProblem& named, Operator op, const PipelinedGather& gather) {
-  const Problem& problem = named.problem;
-  const int folded = gather.fold[0] * gather.fold[1] * gather.fold[2];
-  std::set<std::array<int64_t, 7>> seen;  // tap, channel group, and which residue
-  int units = 0, taps_so_far = 0;
-  for (int block = 0; block < gather.phase_blocks; ++block) {
-    const PipelinedPhase& phase = gather.tables.phases[block];
-    for (int number = phase.first_piece; number < phase.first_piece + phase.pieces; ++number) {
-      const WeightPiece& piece = gather.tables.pieces[number];
-      CHECK(piece.first_unit == units && piece.units <= gather.piece_units) << named;
+// Goes through all tables, and keeps what it has seen.
+class TableChecker {
+ public:
+  TableChecker(const NamedProblem& named, Operator op, const PipelinedGather& gather)
+      : named_(named), op_(op), gather_(gather) {}
+
+  void check() {
+    const Problem& problem = named_.problem;
+    std::set<Triple> residues;
+    for (int block = 0; block < gather_.phase_blocks; ++block) {
+      const PipelinedPhase& phase = gather_.tables.phases[block];
+      CHECK(residues.insert({phase.residue[0], phase.residue[1], phase.residue[2]}).second) << named_;
+      for (int i = phase.first_pass; i < phase.first_pass + phase.passes; ++i) {
+        check_pass(phase, gather_.tables.passes[i]);
+      }
+    }
+    check_bare_residues();
+    const int folded = gather_.fold[0] * gather_.fold[1] * gather_.fold[2];
+    CHECK(units_ == gather_.units) << named_;
+    CHECK(static_cast<int64_t>(seen_.size()) == problem.taps() * folded * gather_.channel_groups) << named_;
+    CHECK(gather_.shared_bytes <= kTarget.shared_memory * gather_.warpgroups / 2 - 1024)
+        << named_ << gather_.shared_bytes;
+    CHECK(gather_.samples * gather_.tile[0] * gather_.tile[1] * gather_.tile[2] <= gather_.positions()) << named_;
+    CHECK(gather_.source_stages >= 2 && gather_.weight_stages >= 2) << named_;
+  }
+
+ private:
+  void check_pass(const PipelinedPhase& phase, const PipelinedPass& pass) {
+    CHECK(pass.pieces > 0 && pass.planes <= gather_.planes && pass.rows <= gather_.rows) << named_;
+    for (int number = pass.first_piece; number < pass.first_piece + pass.pieces; ++number) {
+      const WeightPiece& piece = gather_.tables.pieces[number];
+      CHECK(piece.first_unit == units_ && piece.units <= gather_.piece_units) << named_;
       uint32_t weights = 0;
       for (int i = piece.first_step; i < piece.first_step + piece.steps; ++i) {
-        const PipelinedStep& step = gather.tables.steps[i];
-        CHECK(step.weights == weights) << named;
-        const int set = static_cast<int>(step.code) / gather.step_units();
-        const int members = static_cast<int>(step.code) % gather.step_units() + 1;
-        CHECK(step.bands == bands_of(gather, set)) << named;
-        for (int product = 0; product < members * gather.bands(); ++product) {
-          const int member = product / gather.bands(), band = product % gather.bands();
+        const PipelinedStep& step = gather_.tables.steps[i];
+        CHECK(step.weights == weights) << named_;
+        const int set = static_cast<int>(step.code) / gather_.step_units();
+        const int members = static_cast<int>(step.code) % gather_.step_units() + 1;
+        CHECK(step.bands == bands_of(gather_, set)) << named_;
+        for (int product = 0; product < members * gather_.bands(); ++product) {
+          const int band = product % gather_.bands();
           if (!(step.bands >> band & 1)) continue;
-          ++units;
-          weights += static_cast<uint32_t>(gather.unit_bytes / 16);
-          int taps_of_unit = 0;
-          for (int number_in_band = 0; number_in_band < gather.band(); ++number_in_band) {
-            const int slot = band * gather.band() + number_in_band, order = gather.unit_order[taps_so_far++];
-            if (order == PipelinedGather::kNoTap) {
-              CHECK(gather.band() > 1 && gather.has_gaps) << named << ": a gap that is not known";
-              continue;
-            }
-            ++taps_of_unit;
-            const int tap = order / gather.channel_groups, group = order % gather.channel_groups;
-            const Triple taps{tap / problem.kernel[2] / problem.kernel[1], tap / problem.kernel[2] % problem.kernel[1],
-                              tap % problem.kernel[2]};
-            const Triple residue = residues_of(gather, phase, slot);
-            check_contact(named, op, gather, offset_of(gather, phase, step.shift[member], group), taps, residue);
-            CHECK(seen.insert({taps[0], taps[1], taps[2], group, residue[0], residue[1], residue[2]}).second)
-                << named << ": a contact twice";
-          }
-          CHECK(taps_of_unit > 0) << named << ": a product without a tap";
+          ++units_;
+          weights += static_cast<uint32_t>(gather_.unit_bytes / 16);
+          check_unit(phase, pass, step.shift[product / gather_.bands()], band);
         }
       }
     }
   }
-  CHECK(units == gather.units) << named;
-  CHECK(static_cast<int64_t>(seen.size()) == problem.taps() * folded * gather.channel_groups) << named;
-  CHECK(gather.shared_bytes <= kTarget.shared_memory * gather.warpgroups / 2 - 1024) << named << gather.shared_bytes;
-  CHECK(gather.samples * gather.tile[0] * gather.tile[1] * gather.tile[2] <= gather.positions()) << named;
-  CHECK(gather.source_stages >= 2 && gather.weight_stages >= 2) << named;
-}
+
+  void check_unit(const PipelinedPhase& phase, const PipelinedPass& pass, int shift, int band) {
+    const Problem& problem = named_.problem;
+    int taps_of_unit = 0;
+    for (int slot = band * gather_.band(); slot < (band + 1) * gather_.band(); ++slot) {
+      const int order = gather_.unit_order[taps_++];
+      if (order == PipelinedGather::kNoTap) {
+        CHECK(gather_.band() > 1 && gather_.has_gaps) << named_ << ": a gap that is not known";
+        continue;
+      }
+      ++taps_of_unit;
+      const int tap = order / gather_.channel_groups, group = order % gather_.channel_groups;
+      const Triple taps{tap / problem.kernel[2] / problem.kernel[1], tap / problem.kernel[2] % problem.kernel[1],
+                        tap % problem.kernel[2]};
+      const Triple residue = residues_of(gather_, phase, slot);
+      check_contact(named_, op_, gather_, offset_of(gather_, pass, shift, group), taps, residue);
+      CHECK(seen_.insert({taps[0], taps[1], taps[2], group, residue[0], residue[1], residue[2]}).second)
+          << named_ << ": a contact twice";
+    }
+    CHECK(taps_of_unit > 0) << named_ << ": a product without a tap";
+  }
+
+  // Rows that are in no tile have no tap.
+  void check_bare_residues() {
+    const Problem& problem = named_.problem;
+    for (int axis = 0; axis < 2; ++axis) {
+      for (int64_t residue = 0; residue < gather_.destination_stride[axis]; ++residue) {
+        if ((gather_.bare_residues[axis] >> residue & 1) == 0) continue;
+        CHECK(op_ == Operator::forward) << named_;
+        for (int64_t tap = 0; tap < problem.kernel[axis]; ++tap) {
+          const int64_t distance = residue + problem.padding[axis] - tap * problem.dilation[axis];
+          CHECK(distance % problem.stride[axis] != 0) << named_ << ": a row without its tap " << tap;
+        }
+      }
+    }
+  }
+
+  const NamedProblem& named_;
+  const Operator op_;
+  const PipelinedGather& gather_;
+  std::set<std::array<int64_t, 7>> seen_;  // tap, channel group, and which residue
+  int units_ = 0, taps_ = 0;
+};
 
 // In NDHWC every channel has a column, and what a thread of four sums at once are neighbours, in the threads' order.
 void check_columns() {
@@ -140,12 +183,14 @@ NamedProblem draw(std::mt19937& random) {
 
 int main() {
   check_columns();
-  int taken = 0;
-  const auto cut_and_check = [&taken](const NamedProblem& named, Operator op) {
+  int taken = 0, with_passes = 0, with_bare_rows = 0;
+  const auto cut_and_check = [&](const NamedProblem& named, Operator op) {
     PipelinedGather gather;
     if (!cut_pipelined_gather(named.problem, op, kTarget, gather)) return std::string();
     ++taken;
-    check_tables(named, op, gather);
+    with_passes += gather.passes[0] * gather.passes[1] > 1 ? 1 : 0;
+    with_bare_rows += gather.bare_residues[0] != 0 || gather.bare_residues[1] != 0 ? 1 : 0;
+    TableChecker(named, op, gather).check();
     return gather.name();
   };
   for (NamedProblem named : problems()) {
@@ -175,6 +220,8 @@ int main() {
     for (const Operator op : kOperators) reached.insert(cut_and_check(named, op));
   }
   reached.erase("");
+  CHECK(with_passes > 100 && with_bare_rows > 100)
+      << with_passes << " with passes, " << with_bare_rows << " with bare rows";
   CHECK(reached.size() == std::size(kPipelinedGathers)) << reached.size() << " kernels reached";
 
   PipelinedGather gather;

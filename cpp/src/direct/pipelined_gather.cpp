@@ -47,24 +47,40 @@ bool place_slots(const Extent& residues, PipelinedGather& gather) {
   return true;
 }
 
+// Where the offsets that one pass reads lie, in its own steps, ascending.
+std::vector<int64_t> places_in_pass(const std::vector<int64_t>& offsets, int64_t passes, int64_t residue) {
+  std::vector<int64_t> places;
+  for (const int64_t offset : offsets) {
+    const int64_t place = floor_divide(offset, passes);
+    if (offset - place * passes == residue) places.push_back(place);
+  }
+  return places;
+}
+
 // What tiles walk through, whatever their size.
 struct Walk {
   double steps = 1, units = 1;           // of an average phase, before channel groups repeat them
   double sets = 1;                       // of bands, that they differ in
+  double passes = 1;                     // of an average phase that has taps
   double busy = 1;                       // the share of phases that have taps
   int64_t all_steps = 1, all_units = 1;  // of all phases
-  int64_t reach[3] = {0, 0, 0};          // how far the offsets of one phase lie apart, at most
+  int64_t reach[3] = {0, 0, 0};          // how far the offsets of one pass lie apart, at most, in its own steps
 
   Walk(const Axes& axes, const PipelinedGather& gather) {
     for (int axis = 0; axis < 3; ++axis) {
       const int64_t extent = gather.slot_extent[axis], residues = axes[axis].destination_stride;
       const bool in_band = axis == 2 ? gather.band() > 1 : axis == 1 && gather.band() > gather.slot_extent[2];
-      int64_t all_offsets = 0, all_contacts = 0, all_sets = 0, busy_blocks = 0;
+      int64_t all_offsets = 0, all_contacts = 0, all_sets = 0, all_passes = 0, busy_blocks = 0;
       for (int64_t first = 0; first < residues; first += extent) {
         const std::vector<int64_t> offsets = axes[axis].offsets(first, extent);
         all_offsets += static_cast<int64_t>(offsets.size());
         if (!offsets.empty()) ++busy_blocks;
-        if (!offsets.empty()) reach[axis] = std::max(reach[axis], offsets.back() - offsets.front());
+        for (int64_t residue = 0; residue < gather.passes[axis]; ++residue) {
+          const std::vector<int64_t> places = places_in_pass(offsets, gather.passes[axis], residue);
+          if (places.empty()) continue;
+          ++all_passes;
+          reach[axis] = std::max(reach[axis], places.back() - places.front());
+        }
         const int64_t end = std::min(first + extent, residues);
         for (int64_t residue = first; residue < end; ++residue)
           all_contacts += static_cast<int64_t>(axes[axis].residues[residue].size());
@@ -78,10 +94,11 @@ struct Walk {
         all_sets += in_band ? 1 : static_cast<int64_t>(sets_here.size());
       }
       if (in_band) all_contacts = all_offsets;
-      const double blocks = static_cast<double>(ceil_divide<int64_t>(residues, extent));
+      const double blocks = axis < 2 ? busy_blocks : static_cast<double>(ceil_divide<int64_t>(residues, extent));
       steps *= static_cast<double>(all_offsets) / blocks;
       units *= static_cast<double>(all_contacts) / blocks;
       sets *= static_cast<double>(all_sets) / blocks;
+      passes *= static_cast<double>(all_passes) / static_cast<double>(busy_blocks);
       busy *= static_cast<double>(busy_blocks) / blocks;
       all_steps *= all_offsets;
       all_units *= all_contacts;
@@ -98,17 +115,17 @@ int number_of(int bands, uint16_t set) {
   return bands == 1 ? find(kSetsOf1) : bands == 2 ? find(kSetsOf2) : bands == 4 ? find(kSetsOf4) : find(kSetsOf8);
 }
 
-// One step of a phase: an offset, one group of channels, the bands that have taps there, and the taps of their slots,
-// or -1.
+// One step of a pass: an offset and its place in the stage, one group of channels, the bands that have taps there, and
+// the taps of their slots, or -1.
 struct Step {
-  std::array<int64_t, 3> offset;
+  std::array<int64_t, 3> place;
   int group = 0;
   uint16_t bands = 0;
   std::vector<int64_t> taps;
 
   Step(const Problem& problem, const Axes& axes, const PipelinedGather& gather, const PipelinedPhase& phase,
-       const std::array<int64_t, 3>& offset)
-      : offset(offset) {
+       const std::array<int64_t, 3>& offset, const std::array<int64_t, 3>& place)
+      : place(place) {
     const int width = gather.slot_extent[2], height = gather.slot_extent[1];
     const auto tap_of = [&](int slot) {
       const int64_t found[3] = {axes[0].tap_at(phase.residue[0] + slot / width / height, offset[0]),
@@ -128,92 +145,147 @@ struct Step {
     }
   }
 
-  int32_t shift(const PipelinedGather& gather, const PipelinedPhase& phase) const {
-    const int64_t row = (offset[0] - phase.origin[0]) * gather.rows + offset[1] - phase.origin[1];
-    const int64_t column = offset[2] - phase.origin[2], stride = gather.source_stride[2];
-    const int64_t position = row * gather.row_pitch + column % stride * gather.residue_pitch + column / stride;
+  int32_t shift(const PipelinedGather& gather) const {
+    const int64_t row = place[0] * gather.rows + place[1], stride = gather.source_stride[2];
+    const int64_t position = row * gather.row_pitch + place[2] % stride * gather.residue_pitch + place[2] / stride;
     return static_cast<int32_t>(2 * int64_t{group} * gather.half_stride + 16 * position);
   }
 };
 
-// The lists that the kernel walks through. False where they do not fit.
-bool make_tables(const Problem& problem, Operator op, const Axes& axes, PipelinedGather& gather) {
-  PipelinedTables& tables = gather.tables;
-  int64_t blocks[3];
-  for (int axis = 0; axis < 3; ++axis) {
-    blocks[axis] = ceil_divide<int64_t>(axes[axis].destination_stride, gather.slot_extent[axis]);
-  }
-  const int64_t terms = most_terms(problem, op);
-  int pieces = 0, steps = 0, units = 0, taps = 0;
-  int unfolded = 0;  // steps whose exact sums are being added to
-  for (int64_t block = 0; block < gather.phase_blocks; ++block) {
-    const int64_t along[3] = {block / blocks[2] / blocks[1], block / blocks[2] % blocks[1], block % blocks[2]};
-    PipelinedPhase& phase = tables.phases[block];
-    std::vector<int64_t> offsets[3];
-    for (int axis = 0; axis < 3; ++axis) {
-      const int64_t first = along[axis] * gather.slot_extent[axis];
-      phase.residue[axis] = static_cast<int16_t>(first);
-      offsets[axis] = axes[axis].offsets(first, gather.slot_extent[axis]);
-    }
-    phase.first_piece = static_cast<uint16_t>(pieces);
-    if (offsets[0].empty() || offsets[1].empty() || offsets[2].empty()) continue;  // no tap: the bias alone
-    for (int axis = 0; axis < 3; ++axis) phase.origin[axis] = static_cast<int32_t>(offsets[axis].front());
+// Makes the lists that the kernel walks through.
+class TableMaker {
+ public:
+  TableMaker(const Problem& problem, Operator op, const Axes& axes, PipelinedGather& gather)
+      : problem_(problem), axes_(axes), gather_(gather), tables_(gather.tables), terms_(most_terms(problem, op)) {}
 
-    std::vector<Step> singles;
-    for (const int64_t depth : offsets[0]) {
-      for (const int64_t height : offsets[1]) {
-        for (const int64_t width : offsets[2]) {
-          Step step(problem, axes, gather, phase, {depth, height, width});
-          for (; step.group < gather.channel_groups && !step.taps.empty(); ++step.group) singles.push_back(step);
+  // False where they do not fit.
+  bool make() {
+    int phases = 0;
+    for (int64_t depth = 0; depth < gather_.destination_stride[0]; depth += gather_.slot_extent[0]) {
+      for (int64_t height = 0; height < gather_.destination_stride[1]; height += gather_.slot_extent[1]) {
+        for (int64_t width = 0; width < gather_.destination_stride[2]; width += gather_.slot_extent[2]) {
+          if (is_bare(0, depth) || is_bare(1, height)) continue;
+          PipelinedPhase& phase = tables_.phases[phases++];
+          phase = {static_cast<uint16_t>(passes_),
+                   0,
+                   {static_cast<int16_t>(depth), static_cast<int16_t>(height), static_cast<int16_t>(width)}};
+          if (!add_passes(phase)) return false;
         }
       }
     }
-    std::stable_sort(singles.begin(), singles.end(), [](const Step& a, const Step& b) { return a.bands < b.bands; });
+    gather_.units = units_;
+    return true;
+  }
 
+ private:
+  bool is_bare(int axis, int64_t residue) const { return gather_.bare_residues[axis] >> residue & 1; }
+
+  bool add_passes(PipelinedPhase& phase) {
+    for (int depth = 0; depth < gather_.passes[0]; ++depth) {
+      for (int height = 0; height < gather_.passes[1]; ++height) {
+        for (int width = 0; width < gather_.passes[2]; ++width) {
+          const std::vector<Step> steps = steps_of(phase, {depth, height, width});
+          if (steps.empty()) continue;
+          if (passes_ == kMaximumPasses || !add_steps(tables_.passes[passes_++], steps)) return false;
+        }
+      }
+    }
+    phase.passes = static_cast<uint16_t>(passes_ - phase.first_pass);
+    return true;
+  }
+
+  // Those that read one residue of the source, ordered by their bands; the origin goes to the pass that is next.
+  std::vector<Step> steps_of(const PipelinedPhase& phase, const std::array<int, 3>& residue) {
+    std::vector<int64_t> places[3];
+    for (int axis = 0; axis < 3; ++axis) {
+      const int passes = gather_.passes[axis];
+      places[axis] =
+          places_in_pass(axes_[axis].offsets(phase.residue[axis], gather_.slot_extent[axis]), passes, residue[axis]);
+      if (places[axis].empty()) return {};
+    }
+    PipelinedPass& pass = tables_.passes[std::min(passes_, kMaximumPasses - 1)];
+    int extents[3];
+    for (int axis = 0; axis < 3; ++axis) {
+      const int64_t first = places[axis].front() * gather_.passes[axis] + residue[axis];
+      pass.origin[axis] = static_cast<int32_t>(first * axes_[axis].source_step + axes_[axis].source_origin);
+      extents[axis] = static_cast<int>((gather_.tile[axis] - 1) * gather_.source_stride[axis] + places[axis].back() -
+                                       places[axis].front() + 1);
+    }
+    pass.planes = extents[0], pass.rows = extents[1];
+    std::vector<Step> steps;
+    for (const int64_t depth : places[0]) {
+      for (const int64_t height : places[1]) {
+        for (const int64_t width : places[2]) {
+          const int64_t along[3] = {depth, height, width};
+          std::array<int64_t, 3> offset, place;
+          for (int axis = 0; axis < 3; ++axis) {
+            offset[axis] = along[axis] * gather_.passes[axis] + residue[axis];
+            place[axis] = along[axis] - places[axis].front();
+          }
+          Step step(problem_, axes_, gather_, phase, offset, place);
+          for (; step.group < gather_.channel_groups && !step.taps.empty(); ++step.group) steps.push_back(step);
+        }
+      }
+    }
+    std::stable_sort(steps.begin(), steps.end(), [](const Step& a, const Step& b) { return a.bands < b.bands; });
+    return steps;
+  }
+
+  // Those of the same bands go together, up to a step's units.
+  bool add_steps(PipelinedPass& pass, const std::vector<Step>& singles) {
+    pass.first_piece = static_cast<uint16_t>(pieces_);
     for (auto single = singles.cbegin(); single != singles.cend();) {
       int members = 1;
-      while (members < gather.step_units() && single + members != singles.cend() &&
+      while (members < gather_.step_units() && single + members != singles.cend() &&
              single[members].bands == single->bands)
         ++members;
-      const int count = members * static_cast<int>(single->taps.size()) / gather.band();
-      const bool begins = pieces == phase.first_piece || tables.pieces[pieces - 1].units + count > gather.piece_units;
-      const int set = number_of(gather.bands(), single->bands);
-      if (set < 0 || steps == kMaximumPipelinedSteps || (units + count) * gather.band() > kMaximumTaps ||
-          (begins && pieces == kMaximumPieces))
+      const int count = members * static_cast<int>(single->taps.size()) / gather_.band();
+      const bool begins =
+          pieces_ == pass.first_piece || tables_.pieces[pieces_ - 1].units + count > gather_.piece_units;
+      const int set = number_of(gather_.bands(), single->bands);
+      if (set < 0 || steps_ == kMaximumPipelinedSteps || (units_ + count) * gather_.band() > kMaximumTaps ||
+          (begins && pieces_ == kMaximumPieces))
         return false;
       if (begins) {
-        tables.pieces[pieces++] = {static_cast<uint16_t>(steps), 0, static_cast<uint16_t>(units), 0};
+        tables_.pieces[pieces_++] = {static_cast<uint16_t>(steps_), 0, static_cast<uint16_t>(units_), 0};
       }
-      WeightPiece& piece = tables.pieces[pieces - 1];
-      PipelinedStep& step = tables.steps[steps++];
-      step.weights = static_cast<uint32_t>(piece.units) * static_cast<uint32_t>(gather.unit_bytes / 16);
-      step.code = static_cast<uint16_t>(set * gather.step_units() + members - 1);
+      WeightPiece& piece = tables_.pieces[pieces_ - 1];
+      PipelinedStep& step = tables_.steps[steps_++];
+      step.weights = static_cast<uint32_t>(piece.units) * static_cast<uint32_t>(gather_.unit_bytes / 16);
+      step.code = static_cast<uint16_t>(set * gather_.step_units() + members - 1);
       step.bands = static_cast<uint8_t>(single->bands);
-      if (!begins && tables.steps[steps - 2].bands == step.bands && unfolded < folded_steps(terms)) {
-        step.starts = tables.steps[steps - 2].folds = false;
-        ++unfolded;
+      if (!begins && tables_.steps[steps_ - 2].bands == step.bands && unfolded_ < folded_steps(terms_)) {
+        step.starts = tables_.steps[steps_ - 2].folds = false;
+        ++unfolded_;
       } else {
-        unfolded = 1;
+        unfolded_ = 1;
       }
       for (int member = 0; member < kMaximumUnitsOfStep; ++member) {
-        step.shift[member] = single[std::min(member, members - 1)].shift(gather, phase);
+        step.shift[member] = single[std::min(member, members - 1)].shift(gather_);
       }
       for (int member = 0; member < members; ++member, ++single) {
         for (const int64_t tap : single->taps) {
-          gather.has_gaps = gather.has_gaps || tap < 0;
-          gather.unit_order[taps++] =
-              tap < 0 ? PipelinedGather::kNoTap : static_cast<uint16_t>(tap * gather.channel_groups + single->group);
+          gather_.has_gaps = gather_.has_gaps || tap < 0;
+          gather_.unit_order[taps_++] =
+              tap < 0 ? PipelinedGather::kNoTap : static_cast<uint16_t>(tap * gather_.channel_groups + single->group);
         }
       }
-      units += count;
+      units_ += count;
       ++piece.steps;
       piece.units = static_cast<uint16_t>(piece.units + count);
     }
-    phase.pieces = static_cast<uint16_t>(pieces - phase.first_piece);
+    pass.pieces = static_cast<uint16_t>(pieces_ - pass.first_piece);
+    return true;
   }
-  gather.units = units;
-  return true;
-}
+
+  const Problem& problem_;
+  const Axes& axes_;
+  PipelinedGather& gather_;
+  PipelinedTables& tables_;
+  const int64_t terms_;
+  int passes_ = 0, pieces_ = 0, steps_ = 0, units_ = 0, taps_ = 0;
+  int unfolded_ = 0;  // steps whose exact sums are being added to
+};
 
 // Eight rows of a fragment meet in no bank where they are one row of the tile, or where rows are so far apart that they
 // are as if they were.
@@ -227,13 +299,14 @@ void set_tile(const Axes& axes, const Walk& walk, const int64_t (&tile)[3], bool
     gather.tile[axis] = static_cast<int>(tile[axis]);
     gather.tiles[axis] = ceil_divide<int64_t>(axes[axis].positions(), tile[axis]);
   }
-  gather.planes = static_cast<int>((tile[0] - 1) * axes[0].source_stride + walk.reach[0] + 1);
-  gather.rows = static_cast<int>((tile[1] - 1) * axes[1].source_stride + walk.reach[1] + 1);
-  gather.residue_pitch = static_cast<int>(tile[2] + walk.reach[2] / axes[2].source_stride);
-  gather.row_pitch = static_cast<int>(gather.residue_pitch * std::min(axes[2].source_stride, walk.reach[2] + 1));
+  const int (&stride)[3] = gather.source_stride;
+  gather.planes = static_cast<int>((tile[0] - 1) * stride[0] + walk.reach[0] + 1);
+  gather.rows = static_cast<int>((tile[1] - 1) * stride[1] + walk.reach[1] + 1);
+  gather.residue_pitch = static_cast<int>(tile[2] + walk.reach[2] / stride[2]);
+  gather.row_pitch = static_cast<int>(gather.residue_pitch * std::min<int64_t>(stride[2], walk.reach[2] + 1));
   gather.used_pitch = gather.row_pitch;
   if (spread && !is_spread(gather)) gather.row_pitch += static_cast<int>(((tile[2] - gather.row_pitch) % 8 + 8) % 8);
-  gather.width = static_cast<int>((tile[2] - 1) * axes[2].source_stride + walk.reach[2] + 1);
+  gather.width = static_cast<int>((tile[2] - 1) * stride[2] + walk.reach[2] + 1);
   gather.source_positions = gather.samples * gather.planes * gather.rows * gather.row_pitch;
   gather.half_stride = 16 * gather.source_positions;
   gather.source_stage_bytes = int64_t{2} * gather.channel_groups * gather.half_stride;
@@ -245,7 +318,7 @@ bool divide_memory(const Target& target, const Walk& walk, PipelinedGather& gath
   const int64_t fixed = 256 + gather.staging_bytes + 8 * gather.positions() +
                         12 * gather.lines() * (gather.width + 2);  // places and targets, also of pairs
   const int64_t room = shared_memory_of_block(target, resident) - fixed;
-  const auto all_units = static_cast<int64_t>(std::ceil(walk.units)) * gather.channel_groups;
+  const auto all_units = static_cast<int64_t>(std::ceil(walk.units / walk.passes)) * gather.channel_groups;
   for (const int64_t pieces_bytes : {32 << 10, 16 << 10, 8 << 10}) {
     const int64_t least = int64_t{gather.bands()} * gather.step_units();
     const int64_t units = std::max(least, pieces_bytes / gather.unit_bytes);
@@ -266,7 +339,7 @@ bool divide_memory(const Target& target, const Walk& walk, PipelinedGather& gath
 }
 
 // Cycles of one product of 64 rows by so many columns, in a stream of them.
-double product_cycles(int columns) { return columns == 24 ? 14 : std::max(13.0, columns / 2.0); }
+double product_cycles(int columns) { return std::max(13.0, columns / 2.0); }
 
 // Bytes of the destination that a tile writes and that follow each other.
 double written_run(const Problem& problem, const Axes& axes, const PipelinedGather& gather) {
@@ -285,55 +358,79 @@ double written_run(const Problem& problem, const Axes& axes, const PipelinedGath
   return run;
 }
 
-// What one choice of kernel and tile costs, in cycles of the whole machine. The constants are fitted to 4689 measured
-// choices of kernel and tile for the layers of KernelBench and of common decoders, on an H200: 9 % off on average, and
-// what it picks takes 2 % longer than the best.
-double estimate(const Problem& problem, const Axes& axes, const Target& target, const Walk& walk,
+// Batches of 16 words that one thread loads of a stage, see SourceLoader.
+int64_t batches_of_stage(const PipelinedGather& gather, SourceLoads loads, int64_t element_bytes) {
+  const bool is_vector = loads == SourceLoads::vectors;
+  const int64_t together = is_vector ? 1 : 2;  // chunks of 16 bytes of channels
+  const int64_t in_batch = is_vector ? 4 : element_bytes == 4 ? 2 : 1;
+  const int64_t all = ceil_divide<int64_t>(int64_t{2} * gather.channel_groups * gather.cells(loads), together);
+  return ceil_divide(ceil_divide<int64_t>(all, gather.source_threads()), in_batch);
+}
+
+// What one choice of kernel and tile costs, in cycles of the whole machine. The constants are fitted to 3710 measured
+// choices of kernel, tile and passes for KernelBench's, common decoders' and 70 random layers, on an H200: 9 % off on
+// average, and what it picks takes 3 % longer than the best.
+double estimate(const Problem& problem, Operator op, const Axes& axes, const Target& target, const Walk& walk,
                 const PipelinedGather& gather) {
   const double bytes = static_cast<double>(gather_element_bytes(problem)), parts = gather.exact ? 3 : 1;
   const bool by_channels = problem.layout == Layout::ncdhw, is_half = bytes == 2;
   const double row_groups = gather.positions() / 64.0, warpgroups = gather.warpgroups, resident = 2 / warpgroups;
   const double destinations = static_cast<double>(gather.positions()) * gather.slots * gather.columns;
-  const double stores = (1 + std::pow(634 / written_run(problem, axes, gather), 0.38)) * destinations * bytes;
-  const double way_out = destinations / (128 * warpgroups) * (by_channels ? (is_half ? 47 : 31) : is_half ? 53 : 73);
+  // Where rows begin anywhere, so do the sectors of what a tile writes of them, and half types leave one by one.
+  const int64_t row = op == Operator::forward ? problem.output()[2] : problem.input[2];
+  const bool has_whole_sectors = !by_channels || row * gather_element_bytes(problem) % 32 == 0;
+  const double run = written_run(problem, axes, gather);
+  const double waste = has_whole_sectors ? std::pow(340 / run, 0.39) : std::pow(87000 / run, 0.18);
+  const double stores = (1 + waste) * destinations * bytes;
+  const double by_channels_out = !is_half ? 35 : row % 2 == 0 ? 23 : 70;
+  const double way_out = destinations / (128 * warpgroups) * (by_channels ? by_channels_out : is_half ? 54 : 71);
   const int product_columns = gather.columns * gather.band();
-  const double fragment = is_spread(gather) ? 16 : 16 + 16 * std::min(1.0, 7.0 / gather.tile[2]);  // cycles
+  const double fragment = is_spread(gather) ? 21 : 21 + 16 * std::min(1.0, 7.0 / gather.tile[2]);  // cycles
+  const SourceLoads source = source_loads(problem, op, gather, 0);
+  const auto batches = static_cast<double>(batches_of_stage(gather, source, gather_element_bytes(problem)));
+  const double batch = source == SourceLoads::vectors ? 1545
+                       : source == SourceLoads::pairs ? 1435
+                       : is_half                      ? 1280
+                                                      : 1435;
+  const auto place_rounds = static_cast<double>(ceil_divide<int64_t>(gather.cells(source), gather.source_threads()));
   // A tile with so many times the taps of the average phase.
   const auto tile_cycles = [&](double share) {
-    const double steps = share * walk.steps, units = share * walk.units, sets = share * walk.sets;
-    const double stages = share > 0 ? gather.channel_blocks : 0, chunks = stages * gather.channel_groups;
+    const double passes = share > 0 ? walk.passes : 0;
+    const double steps = share * walk.steps / walk.passes, units = share * walk.units / walk.passes;
+    const double sets = std::max(share * walk.sets / walk.passes, 1.0);
+    const double stages = passes * gather.channel_blocks, chunks = stages * gather.channel_groups;
     const double pieces = stages * std::ceil(units * gather.channel_groups / gather.piece_units);
     // Resources of a multiprocessor. Channels lie apart in NCDHW, so that short rows waste parts of the 32-byte sectors
     // at their ends; and short runs of what is written, those of DRAM's pages.
     const double source_bytes = chunks * 32 * gather.lines() * gather.used_pitch;
     const double weight_bytes = chunks * units * gather.unit_bytes;
-    const double sector = by_channels ? 2.9 * 32.0 / bytes : 0;
+    const double sector = by_channels ? 23 * 32.0 / bytes : 0;
     const double loads = (1 + sector / gather.used_pitch) * source_bytes + weight_bytes;
-    const double multiply = 0.9 * row_groups * chunks * units * parts * product_cycles(product_columns);
-    const double shared = 0.69 * (row_groups * chunks * parts * (steps * fragment + units * product_columns / 4.0) +
-                                  (weight_bytes + (by_channels ? 12 * destinations : 0)) / 128);
-    const double memory = loads / 76 + stores / 36;
+    const double multiply = 0.85 * row_groups * chunks * units * parts * product_cycles(product_columns);
+    const double shared = 0.86 * (row_groups * chunks * parts * (steps * fragment + units * product_columns / 4.0) +
+                                  (weight_bytes + (by_channels ? 17 * destinations : 0)) / 128);
+    const double memory = loads / 233 + stores / 42;
     // What a multiplying warpgroup does one after the other, and what the warps that load do.
     const double fragments = steps * chunks;
     const double dispatches = stages * std::max(sets, steps * gather.channel_groups / gather.step_units());
-    const double folds = gather.exact ? 1.9 * fragments * gather.slots * gather.row_blocks * gather.columns : 0;
-    const double chain = dispatches * (gather.bands() > 2 ? 222 : 106) + fragments * gather.row_blocks * parts * 18.5 +
-                         folds + 182 * pieces + 1245 + way_out;
-    const double loading = source_bytes / 512 * (by_channels ? (is_half ? 145 : 125) : 109) / warpgroups + 448 * stages;
+    const double folds = gather.exact ? 1.94 * fragments * gather.slots * gather.row_blocks * gather.columns : 0;
+    const double chain = dispatches * (gather.bands() > 2 ? 210 : 91) + fragments * gather.row_blocks * parts * 17 +
+                         folds + 245 * pieces + 300 + way_out;
+    const double loading = stages * (batches * batch + 100) + passes * (place_rounds * 373 + 1080);
     // Others do something else meanwhile: the parts overlap, but not wholly.
     const double terms[] = {resident * multiply,    resident * shared, resident * memory, chain, loading,
-                            chain + 0.41 * multiply};
+                            chain + 0.37 * multiply};
     double cycles = 0;
-    for (const double term : terms) cycles += std::pow(term, 2.55);
-    return std::pow(cycles, 1 / 2.55);
+    for (const double term : terms) cycles += std::pow(term, 2.5);
+    return std::pow(cycles, 1 / 2.5);
   };
   const double cycles = walk.busy * tile_cycles(1 / walk.busy) + (1 - walk.busy) * tile_cycles(0);
   return std::ceil(static_cast<double>(gather.items) / (resident * static_cast<double>(target.parallelism))) * cycles;
 }
 
 // Tries every tile with the kernel that `gather` names, and keeps the cheapest in `best`.
-void try_tiles(const Problem& problem, const Axes& axes, const Target& target, const Walk& walk, PipelinedGather gather,
-               double& least, PipelinedGather& best) {
+void try_tiles(const Problem& problem, Operator op, const Axes& axes, const Target& target, const Walk& walk,
+               PipelinedGather gather, double& least, PipelinedGather& best) {
   const int64_t positions = gather.positions();
   const int64_t sample =
       std::max(problem.in_channels * problem.input_voxels(), problem.out_channels * problem.output_voxels());
@@ -354,11 +451,60 @@ void try_tiles(const Problem& problem, const Axes& axes, const Target& target, c
         gather.items = ceil_divide<int64_t>(problem.batch, gather.samples) * problem.groups * gather.phase_blocks *
                        gather.column_blocks * gather.tiles[0] * gather.tiles[1] * gather.tiles[2];
         if (gather.items > kGatherLimit || !divide_memory(target, walk, gather)) continue;
-        const double cost = estimate(problem, axes, target, walk, gather);
+        const double cost = estimate(problem, op, axes, target, walk, gather);
         if (cost < least) {
           least = cost;
           best = gather;
         }
+      }
+    }
+  }
+}
+
+// What depends on neither tile nor channels. False where there are too many residues.
+bool set_strides(const Axes& axes, PipelinedGather& gather) {
+  gather.phase_blocks = 1;
+  for (int axis = 0; axis < 3; ++axis) {
+    gather.source_stride[axis] = static_cast<int>(axes[axis].source_stride / gather.passes[axis]);
+    gather.source_step[axis] = static_cast<int>(axes[axis].source_step * gather.passes[axis]);
+    gather.destination_stride[axis] = static_cast<int>(axes[axis].destination_stride);
+    const int extent = gather.slot_extent[axis];
+    int blocks = 0;
+    for (int residue = 0; residue < gather.destination_stride[axis]; residue += extent) {
+      if (axis == 2 || !axes[axis].offsets(residue, extent).empty()) {
+        ++blocks;
+      } else {
+        gather.bare_residues[axis] |= ((uint64_t{1} << extent) - 1) << residue;
+      }
+    }
+    gather.phase_blocks *= blocks;
+  }
+  return gather.phase_blocks <= kMaximumPhases;
+}
+
+// Tries the kernel that `gather` names, with every way to cut the source's residues and channels into stages.
+void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Target& target, int64_t sources,
+                const PipelinedGather& kernel, double& least, PipelinedGather& best) {
+  const int64_t group_channels = 32 / gather_element_bytes(problem);
+  for (const int split : {0, 1, 2}) {  // axes whose residues have passes of their own
+    if (split > 0 && axes[split - 1].source_stride == 1) continue;
+    PipelinedGather gather = kernel;
+    for (int axis = 0; axis < split; ++axis) gather.passes[axis] = static_cast<int>(axes[axis].source_stride);
+    if (!set_strides(axes, gather)) continue;
+    const Walk walk(axes, gather);
+    for (const int channel_groups : {1, 2, 4}) {
+      if (channel_groups > 1 && sources <= channel_groups / 2 * group_channels) continue;
+      if (walk.all_steps * channel_groups > kMaximumPipelinedSteps ||
+          walk.all_units * gather.band() * channel_groups > kMaximumTaps)
+        continue;
+      gather.channel_groups = channel_groups;
+      gather.channel_blocks = static_cast<int>(ceil_divide<int64_t>(sources, channel_groups * group_channels));
+      for (const int warpgroups : {1, 2}) {
+        gather.warpgroups = warpgroups;
+        gather.staging_bytes = problem.layout == Layout::ncdhw
+                                   ? int64_t{4} * warpgroups * staging_floats(gather.columns, gather.row_blocks)
+                                   : 0;
+        try_tiles(problem, op, axes, target, walk, gather, least, best);
       }
     }
   }
@@ -369,6 +515,18 @@ void try_tiles(const Problem& problem, const Axes& axes, const Target& target, c
 std::string PipelinedGather::name() const {
   return std::to_string(slots) + 'x' + std::to_string(columns) + 'x' + std::to_string(row_blocks) +
          (exact ? " exact" : "");
+}
+
+SourceLoads source_loads(const Problem& problem, Operator op, const PipelinedGather& gather, uintptr_t address) {
+  const bool forward = op == Operator::forward;
+  const auto bytes = static_cast<uintptr_t>(gather_element_bytes(problem));
+  if (problem.layout == Layout::ndhwc) {
+    const int64_t channels = forward ? problem.group_in_channels() : problem.group_out_channels();
+    return channels % (16 / bytes) == 0 && address % 16 == 0 ? SourceLoads::vectors : SourceLoads::elements;
+  }
+  const int64_t width = forward ? problem.input[2] : problem.output()[2];
+  const bool has_pairs = bytes == 2 && gather.source_step[2] == 1 && width % 2 == 0 && address % 4 == 0;
+  return has_pairs ? SourceLoads::pairs : SourceLoads::elements;
 }
 
 bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& target, PipelinedGather& result) {
@@ -383,7 +541,6 @@ bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& tar
   for (int axis = 0; axis < 3; ++axis) residues[axis] = forward ? problem.stride[axis] : 1;
   if (gather.exact && most_terms(problem, op) < fewest_exact_terms(sources, destinations) * phases_of(problem, op))
     return false;
-  const int64_t group_channels = 32 / gather_element_bytes(problem);
   double least = std::numeric_limits<double>::max();
   PipelinedGather best;
   for (const GatherConfiguration& configuration : kPipelinedGathers) {
@@ -393,40 +550,15 @@ bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& tar
     gather.slots = configuration.slots;
     gather.columns = configuration.columns;
     gather.row_blocks = configuration.row_blocks;
-    if (!place_slots(residues, gather)) continue;
-    const Axes axes = axes_of(problem, op, gather);
-    gather.phase_blocks = 1;
-    for (int axis = 0; axis < 3; ++axis) {
-      gather.source_stride[axis] = static_cast<int>(axes[axis].source_stride);
-      gather.destination_stride[axis] = static_cast<int>(axes[axis].destination_stride);
-      gather.source_step[axis] = static_cast<int>(axes[axis].source_step);
-      gather.source_origin[axis] = static_cast<int>(axes[axis].source_origin);
-      gather.phase_blocks *=
-          static_cast<int>(ceil_divide<int64_t>(axes[axis].destination_stride, gather.slot_extent[axis]));
-    }
-    if (gather.phase_blocks > kMaximumPhases) continue;
-    const Walk walk(axes, gather);
+    gather.column_blocks = static_cast<int>(ceil_divide<int64_t>(destinations, gather.columns));
     gather.unit_bytes = 32 * gather.columns * gather.band() * gather.parts();
-    gather.staging_bytes = problem.layout == Layout::ncdhw ? 4 * staging_floats(gather.columns, gather.row_blocks) : 0;
-    for (const int channel_groups : {1, 2, 4}) {
-      if (channel_groups > 1 && sources <= channel_groups / 2 * group_channels) continue;
-      if (walk.all_steps * channel_groups > kMaximumPipelinedSteps ||
-          walk.all_units * gather.band() * channel_groups > kMaximumTaps)
-        continue;
-      for (const int warpgroups : {1, 2}) {
-        PipelinedGather candidate = gather;
-        candidate.channel_groups = channel_groups;
-        candidate.warpgroups = warpgroups;
-        candidate.staging_bytes *= warpgroups;
-        candidate.column_blocks = static_cast<int>(ceil_divide<int64_t>(destinations, candidate.columns));
-        candidate.channel_blocks = static_cast<int>(ceil_divide<int64_t>(sources, channel_groups * group_channels));
-        try_tiles(problem, axes, target, walk, candidate, least, best);
-      }
+    if (place_slots(residues, gather)) {
+      try_kernel(problem, op, axes_of(problem, op, gather), target, sources, gather, least, best);
     }
   }
   if (least == std::numeric_limits<double>::max()) return false;
   const Axes axes = axes_of(problem, op, best);
-  if (!make_tables(problem, op, axes, best)) return false;
+  if (!TableMaker(problem, op, axes, best).make()) return false;
   result = best;
   result.packed_bytes =
       problem.groups * result.column_blocks * result.channel_blocks * int64_t{result.units} * result.unit_bytes +

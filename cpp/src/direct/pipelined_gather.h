@@ -4,8 +4,11 @@
 // A tile is a set of positions q, one block of residues ("slots") and one block of destination channels ("columns").
 // It sums over stages of the source, each 32 * channel_groups bytes of channels of every source voxel that the tile
 // needs, and in each over steps: one offset of the source and 32 bytes of its channels, multiplied for every slot that
-// has a tap there. The weights of a stage's steps come in pieces of their own. Where columns are few, one product makes
-// those of several neighbouring slots, a "band" of them; weights are zero where one of these has no tap.
+// has a tap there. Where the source has a stride, that is in grad_input, a stage may hold one residue of it alone: then
+// a tile goes through all its channels once for each, in "passes", and needs the fewer voxels at a time. The weights of
+// a stage's steps come in pieces of their own. Where columns are few, one product makes those of several neighbouring
+// slots, a "band" of them; weights are zero where one of these has no tap. Rows of the destination that no tap reaches
+// are in no tile.
 #pragma once
 
 #include <cstdint>
@@ -71,24 +74,36 @@ struct WeightPiece {
   uint16_t first_unit = 0, units = 0;
 };
 
+// The steps that read one residue of the source, or all of them.
+struct PipelinedPass {
+  uint16_t first_piece = 0, pieces = 0;
+  int32_t origin[3]{};           // the first source position that tile position 0 reads
+  int32_t planes = 1, rows = 1;  // that it reads of those in a stage
+};
+
 // The residues that one tile makes, from `residue` upwards.
 struct PipelinedPhase {
-  uint16_t first_piece = 0, pieces = 0;
+  uint16_t first_pass = 0, passes = 0;
   int16_t residue[3]{};
-  int32_t origin[3]{};  // the lowest offsets
 };
 
 constexpr int kMaximumPipelinedSteps = 512;
 constexpr int kMaximumTaps = 2048;  // of all units
 constexpr int kMaximumPieces = 256;
+constexpr int kMaximumPasses = 64;
 constexpr int kMaximumPhases = 32;
 
 // Passed to the kernels by value, so that nothing has to be copied to the device beforehand.
 struct PipelinedTables {
   PipelinedStep steps[kMaximumPipelinedSteps + 3];  // read ahead
   WeightPiece pieces[kMaximumPieces];
+  PipelinedPass passes[kMaximumPasses];
   PipelinedPhase phases[kMaximumPhases];
 };
+
+// How the source is loaded: 16 bytes of channels, which are neighbours, at a time; two neighbours along the width; or
+// element by element.
+enum class SourceLoads { vectors, pairs, elements };
 
 struct PipelinedGather {
   // Which kernel: an entry of kPipelinedGathers, with so many warpgroups that multiply, and as many that load.
@@ -100,12 +115,14 @@ struct PipelinedGather {
   int slot_extent[3] = {1, 1, 1};
   int fold[3] = {1, 1, 1};  // neighbouring positions that count as one, so that there are as many times the residues
   int phase_blocks = 1, column_blocks = 1, channel_blocks = 1;
-  int channel_groups = 1;   // 32 bytes of source channels each, in a stage
-  int samples = 1;          // of the batch, in one tile
-  int tile[3] = {1, 1, 1};  // positions q
+  uint64_t bare_residues[2] = {0, 0};  // as bits: those along the depth and the height whose blocks have no tap
+  int passes[3] = {1, 1, 1};           // residues of the source along each axis that have passes of their own
+  int channel_groups = 1;              // 32 bytes of source channels each, in a stage
+  int samples = 1;                     // of the batch, in one tile
+  int tile[3] = {1, 1, 1};             // positions q
   int64_t tiles[3] = {1, 1, 1};
   int source_stride[3] = {1, 1, 1}, destination_stride[3] = {1, 1, 1};
-  int source_step[3] = {1, 1, 1}, source_origin[3] = {0, 0, 0};
+  int source_step[3] = {1, 1, 1};       // of a pass, in source positions
   int planes = 1, rows = 1, width = 1;  // of a sample in a stage's source
   int row_pitch = 1;                    // positions that a row has room for: they are ordered by their residue modulo
   int residue_pitch = 1;                // M, so far apart
@@ -139,8 +156,11 @@ struct PipelinedGather {
   CONVT3D_HOST_DEVICE int positions() const { return 64 * warpgroups * row_blocks; }
   CONVT3D_HOST_DEVICE int lines() const { return samples * planes * rows; }
   CONVT3D_HOST_DEVICE int pairs() const { return width / 2 + 1; }  // that cover a line wherever it begins
+  // What one load covers, of a stage's source.
+  int cells(SourceLoads loads) const { return lines() * (loads == SourceLoads::pairs ? pairs() : width); }
   int threads() const { return 256 * warpgroups; }
-  std::string name() const;  // of the entry of kPipelinedGathers
+  CONVT3D_HOST_DEVICE int source_threads() const { return 128 * warpgroups - 32; }  // of these
+  std::string name() const;                                                         // of the entry of kPipelinedGathers
 };
 
 // Columns that leave through shared memory together, in NCDHW, and the floats that this takes for a warpgroup.
@@ -169,6 +189,9 @@ constexpr CONVT3D_HOST_DEVICE int channel_of_column(int column, int columns, int
   }
   return 8 * block + column % 8 / 2 * 2 * together + (column / 8 - block) * 2 + column % 2;
 }
+
+// How a source that begins at `address` is loaded.
+SourceLoads source_loads(const Problem& problem, Operator op, const PipelinedGather& gather, uintptr_t address);
 
 // Whether the kernel takes the problem, and how.
 bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& target, PipelinedGather& gather);

@@ -37,6 +37,10 @@ void gather_tensor(const Problem& problem, Operator op, const TensorGather& gath
 template <class T>
 void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather& gather, const T* source,
                       const T* weight, const T* bias, T* destination, void* packed, cudaStream_t stream);
+// What the pipelined gather leaves out of a forward.
+template <class T>
+void fill_bare_rows(const Problem& problem, const PipelinedGather& gather, const T* bias, T* output,
+                    cudaStream_t stream);
 template <class T>
 void reduce_tensor(const Problem& problem, const TensorReduction& reduction, const T* grad_output, const T* input,
                    float* partials, cudaStream_t stream);

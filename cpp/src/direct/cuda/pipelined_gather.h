@@ -33,10 +33,6 @@
 
 namespace convt3d::direct {
 
-// How the source is loaded: 16 bytes of channels, which are neighbours, at a time; two neighbours along the width; or
-// element by element.
-enum class SourceLoads { vectors, pairs, elements };
-
 template <class T>
 struct PipelinedArguments {
   const T* source;
@@ -47,7 +43,8 @@ struct PipelinedArguments {
   int64_t batch;
   bool channels_first;
   SourceLoads loads;
-  int* not_finite;     // becomes 1 where the source is not; null where weights have no gaps
+  Divisor<int32_t> by_cells;  // of a stage's source, see SourceLoader
+  int* not_finite;            // becomes 1 where the source is not; null where weights have no gaps
   bool vector_stores;  // 16 bytes of channels in NDHWC, or of a row's half types in NCDHW, are neighbours and aligned
   PipelinedGather gather;
 };
@@ -162,7 +159,7 @@ class SourceLoader {
   struct Batch {
     static constexpr int kWords = kLoads == SourceLoads::vectors ? 4 : kUnitChannels, kUnits = 16 / kWords;
     uint32_t words[kUnits][kWords];  // of pairs, the lower half is the former position's
-    bool begins_odd;                 // the tile's first column, of pairs
+    bool begins_odd;                 // the pass's first column, of pairs
   };
   struct Piece {
     int cell, chunk;
@@ -174,16 +171,16 @@ class SourceLoader {
   template <SourceLoads kLoads>
   __device__ __forceinline__ void run_with() {
     constexpr int kTargets = kLoads == SourceLoads::pairs ? 4 : 1;
-    cells_ = gather_.lines() * (kLoads == SourceLoads::pairs ? gather_.pairs() : gather_.width);
-    units_ = kLoads == SourceLoads::vectors ? ((cells_ << chunk_bits_) + threads_ - 1) / threads_
-                                            : (cells_ + threads_ - 1) / threads_ << chunk_bits_;
+    cells_ = arguments_.by_cells.value;
+    constexpr int kChunks = kChunksOfCell<kLoads>;
+    units_ = ((cells_ << chunk_bits_) / kChunks + threads_ - 1) / threads_ * kChunks;
 #pragma unroll 1  // little code, so that the multiplying warps' stays in the cache of instructions
     for (int cell = thread_; cell < cells_; cell += threads_) {
 #pragma unroll
       for (int i = 0; i < kTargets; ++i) memory_.source_targets[cell * kTargets + i] = target_of<kLoads>(cell, i);
     }
     places_ = memory_.source_places;
-    unit_ = units_;  // so that the first batch begins a tile
+    unit_ = units_;  // so that the first batch begins a pass
     Batch<kLoads> batch, next;
 #pragma unroll 1
     for (bool is_first = true;; is_first = false) {
@@ -199,13 +196,14 @@ class SourceLoader {
     }
   }
 
-  // The block's next tile that has taps; false where there is none.
+  // The next pass of the block's tile, or of the next one that has any; false where there is none.
   template <SourceLoads kLoads>
-  __device__ __forceinline__ bool begin_tile() {
-    for (; index_ < gather_.items; index_ += static_cast<int>(gridDim.x)) {
+  __device__ __forceinline__ bool begin_pass() {
+    for (; index_ < gather_.items; index_ += static_cast<int>(gridDim.x), pass_ = 0) {
       const PipelinedItem item(gather_, index_);
       const PipelinedPhase& phase = gather_.tables.phases[item.phase_block];
-      if (phase.pieces == 0) continue;
+      if (pass_ == phase.passes) continue;
+      const PipelinedPass& pass = gather_.tables.passes[phase.first_pass + pass_++];
       const GatherVolume& from = arguments_.from;
       base_ = arguments_.source + item.sample * from.sample_stride +
               static_cast<int64_t>(item.group) * from.group_channels * from.channel_stride;
@@ -213,24 +211,21 @@ class SourceLoader {
       int origin[3];
 #pragma unroll
       for (int axis = 0; axis < 3; ++axis) {
-        origin[axis] =
-            (item.first[axis] * gather_.source_stride[axis] + phase.origin[axis]) * gather_.source_step[axis] +
-            gather_.source_origin[axis];
+        origin[axis] = item.first[axis] * gather_.source_stride[axis] * gather_.source_step[axis] + pass.origin[axis];
       }
       begins_odd_ = kLoads == SourceLoads::pairs && origin[2] % 2 != 0;
-      // Two tiles' places alternate, since warps may be one apart.
+      // Two passes' places alternate, since warps may be one apart.
       places_ = places_ == memory_.source_places ? memory_.source_places + cells_ : memory_.source_places;
 #pragma unroll 1
       for (int cell = thread_; cell < cells_; cell += threads_) {
-        places_[cell] = place_of<kLoads>(origin, arguments_.batch - item.sample, cell);
+        places_[cell] = place_of<kLoads>(pass, origin, arguments_.batch - item.sample, cell);
       }
       ptx::barrier_sync(kSourceBarrier, threads_);
-      index_ += static_cast<int>(gridDim.x);
       return true;
     }
     return false;
   }
-  // To the next batch, and the stage or tile that it may begin.
+  // To the next batch, and the stage or pass that it may begin.
   template <SourceLoads kLoads>
   __device__ __forceinline__ bool advance() {
     unit_ += Batch<kLoads>::kUnits;
@@ -238,12 +233,12 @@ class SourceLoader {
     unit_ = 0;
     const int stage_channels = 2 * gather_.channel_groups * kUnitChannels;
     left_ -= stage_channels;
-    if (left_ <= 0) return begin_tile<kLoads>();
+    if (left_ <= 0) return begin_pass<kLoads>();
     base_ += static_cast<int64_t>(stage_channels) * arguments_.from.channel_stride;
     return true;
   }
 
-  // Where in a stage a cell's position belongs, or -1 if no step reads it. Of pairs, two of a tile that begins at an
+  // Where in a stage a cell's position belongs, or -1 if no step reads it. Of pairs, two of a pass that begins at an
   // even column, then two of one that begins at an odd one, and so is loaded from the column before.
   template <SourceLoads kLoads>
   __device__ __forceinline__ int target_of(int cell, int which) const {
@@ -260,9 +255,10 @@ class SourceLoader {
     const int in_row = residue * gather_.residue_pitch + along;
     return in_row < gather_.row_pitch ? line * gather_.row_pitch + in_row : -1;
   }
-  // Where a cell comes from, in elements, or -1 outside the volume.
+  // Where a cell comes from, in elements, or -1 outside the volume and where the pass needs none.
   template <SourceLoads kLoads>
-  __device__ __forceinline__ int place_of(const int (&origin)[3], int64_t samples, int cell) const {
+  __device__ __forceinline__ int place_of(const PipelinedPass& pass, const int (&origin)[3], int64_t samples,
+                                          int cell) const {
     const GatherVolume& from = arguments_.from;
     int line = 0, width = 0;
     if constexpr (kLoads == SourceLoads::pairs) {
@@ -275,22 +271,26 @@ class SourceLoader {
     const int planes = gather_.by_rows.quotient(line), row = line - planes * gather_.rows;
     const int member = gather_.by_planes.quotient(planes), plane = planes - member * gather_.planes;
     const int depth = origin[0] + plane * gather_.source_step[0], height = origin[1] + row * gather_.source_step[1];
-    const bool inside = member < samples && width >= 0 && width < from.size[2] && height >= 0 &&
-                        height < from.size[1] && depth >= 0 && depth < from.size[0];
+    const bool inside = member < samples && plane < pass.planes && row < pass.rows && width >= 0 &&
+                        width < from.size[2] && height >= 0 && height < from.size[1] && depth >= 0 &&
+                        depth < from.size[0];
     return inside ? member * static_cast<int>(from.sample_stride) +
                         ((depth * from.size[1] + height) * from.size[2] + width) * from.voxel_stride
                   : -1;
   }
 
-  // Neighbouring threads take chunks of channels that are neighbours, or else neighbouring cells.
+  // Neighbouring threads take chunks of channels that are neighbours, or else neighbouring cells, of which the chunk
+  // lies beyond the stage where there are no more.
   template <SourceLoads kLoads>
   __device__ __forceinline__ Piece piece_of(int unit) const {
-    const int mask = (1 << chunk_bits_) - 1;
-    if constexpr (kLoads == SourceLoads::vectors) {
-      const int piece = thread_ + unit * threads_;
-      return {piece >> chunk_bits_, piece & mask};
-    }
-    return {thread_ + (unit >> chunk_bits_) * threads_, unit & mask};
+    const int piece = thread_ + unit / kChunksOfCell<kLoads> * threads_;
+    if constexpr (kLoads == SourceLoads::vectors) return {piece >> chunk_bits_, piece & ((1 << chunk_bits_) - 1)};
+    const int chunks = arguments_.by_cells.quotient(piece);
+    return {piece - chunks * cells_, chunks * kChunksOfCell<kLoads>};
+  }
+  template <SourceLoads kLoads>
+  __device__ __forceinline__ bool is_in_stage(const Piece& piece) const {
+    return kLoads == SourceLoads::vectors ? piece.cell < cells_ : piece.chunk >> chunk_bits_ == 0;
   }
   template <SourceLoads kLoads>
   __device__ __forceinline__ void load(Batch<kLoads>& batch) const {
@@ -304,7 +304,7 @@ class SourceLoader {
     for (int u = 0; u < Batch<kLoads>::kUnits; ++u) {
       if (u % kChunksOfCell<kLoads> == 0) {
         piece = piece_of<kLoads>(unit_ + u);
-        const int place = piece.cell < cells_ ? places_[piece.cell] : -1, channel = piece.chunk * kUnitChannels;
+        const int place = is_in_stage<kLoads>(piece) ? places_[piece.cell] : -1, channel = piece.chunk * kUnitChannels;
         channels = place >= 0 ? left_ - channel : 0;
         from = base_ + (place + channel * stride);
       } else {
@@ -336,7 +336,7 @@ class SourceLoader {
       if (u % kChunksOfCell<kLoads> == 0) {
         piece = piece_of<kLoads>(stored_ + u);
         targets = make_int2(-1, -1);
-        if (piece.cell < cells_) {
+        if (is_in_stage<kLoads>(piece)) {
           if constexpr (kLoads == SourceLoads::pairs) {
             targets = reinterpret_cast<const int2*>(memory_.source_targets)[2 * piece.cell + batch.begins_odd];
           } else {
@@ -396,7 +396,8 @@ class SourceLoader {
   int chunk_bits_;             // of the number of 16-byte chunks of channels in a stage
   int cells_ = 0, units_ = 0;  // of a stage; the latter that one thread takes
   // What is loaded next.
-  int index_ = static_cast<int>(blockIdx.x);  // of the tile after the present one
+  int index_ = static_cast<int>(blockIdx.x);  // of the tile
+  int pass_ = 0;                              // of the tile, the next one
   const T* base_ = nullptr;                   // of the stage's channels
   int left_ = 0, unit_ = 0;                   // channels from there on; unit of the stage
   int* places_ = nullptr;
@@ -420,17 +421,20 @@ __device__ __forceinline__ void load_weights(const PipelinedArguments<T>& argume
     const PipelinedPhase& phase = gather.tables.phases[item.phase_block];
     const int64_t first = (static_cast<int64_t>(item.group) * gather.column_blocks + item.column_block) *
                           gather.channel_blocks * gather.units;
-    for (int block = 0; block < gather.channel_blocks; ++block) {
-      for (int number = 0; number < phase.pieces; ++number) {
-        const WeightPiece& piece = gather.tables.pieces[phase.first_piece + number];
-        ptx::wait(memory.weights_free(ring.stage), ring.parity ^ 1);
-        const uint32_t bytes = static_cast<uint32_t>(piece.units) * gather.unit_bytes;
-        ptx::arrive_announcing(memory.weights_full(ring.stage), bytes);
-        ptx::copy_bulk(memory.weights + ring.stage * static_cast<uint32_t>(gather.weight_stage_bytes),
-                       arguments.packed +
-                           (first + static_cast<int64_t>(block) * gather.units + piece.first_unit) * gather.unit_bytes,
-                       bytes, memory.weights_full(ring.stage));
-        ring.advance(gather.weight_stages);
+    for (int number = 0; number < phase.passes; ++number) {
+      const PipelinedPass& pass = gather.tables.passes[phase.first_pass + number];
+      for (int block = 0; block < gather.channel_blocks; ++block) {
+        const int64_t units_before = first + static_cast<int64_t>(block) * gather.units;
+        for (int i = pass.first_piece; i < pass.first_piece + pass.pieces; ++i) {
+          const WeightPiece& piece = gather.tables.pieces[i];
+          ptx::wait(memory.weights_free(ring.stage), ring.parity ^ 1);
+          const uint32_t bytes = static_cast<uint32_t>(piece.units) * gather.unit_bytes;
+          ptx::arrive_announcing(memory.weights_full(ring.stage), bytes);
+          ptx::copy_bulk(memory.weights + ring.stage * static_cast<uint32_t>(gather.weight_stage_bytes),
+                         arguments.packed + (units_before + piece.first_unit) * gather.unit_bytes, bytes,
+                         memory.weights_full(ring.stage));
+          ring.advance(gather.weight_stages);
+        }
       }
     }
   }
@@ -478,13 +482,14 @@ class Multiplier {
       const PipelinedItem item(gather_, static_cast<int>(index));
       const PipelinedPhase& phase = gather_.tables.phases[item.phase_block];
       for_each_sum([&](int block, int slot, int i) { totals(block, slot, i) = 0.0f; });
-      if (phase.pieces > 0) {
+      for (int number = 0; number < phase.passes; ++number) {
+        const PipelinedPass& pass = gather_.tables.passes[phase.first_pass + number];
         for (int block = 0; block < gather_.channel_blocks; ++block) {
           ptx::wait(memory_.source_full(source.stage), source.parity);
           const uint32_t source_offset = source.stage * static_cast<uint32_t>(gather_.source_stage_bytes);
-          for (int number = 0; number < phase.pieces; ++number) {
+          for (int piece = 0; piece < pass.pieces; ++piece) {
             ptx::wait(memory_.weights_full(weights.stage), weights.parity);
-            multiply_piece(gather_.tables.pieces[phase.first_piece + number], source_offset,
+            multiply_piece(gather_.tables.pieces[pass.first_piece + piece], source_offset,
                            memory_.weights + weights.stage * static_cast<uint32_t>(gather_.weight_stage_bytes));
             ptx::arrive(memory_.weights_free(weights.stage));
             weights.advance(gather_.weight_stages);
@@ -923,7 +928,7 @@ __global__ void __launch_bounds__(512, 1)
   const PipelinedGather& gather = arguments.gather;
   const PipelinedMemory memory(shared, gather, arguments.loads);
   const int multiplying = 128 * gather.warpgroups, thread = static_cast<int>(threadIdx.x) - multiplying;
-  const int source_threads = multiplying - 32;
+  const int source_threads = gather.source_threads();
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < gather.source_stages; ++stage) {
       ptx::make_barrier(memory.source_full(stage), source_threads);
@@ -1089,27 +1094,24 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
                                   problem.batch,
                                   channels_first,
                                   SourceLoads::elements,
+                                  {},
                                   nullptr,
                                   false,
                                   gather};
-  constexpr int kVector = 16 / sizeof(T);
-  const auto has_vectors = [&](const GatherVolume& volume, const T* data) {
-    return !channels_first && volume.group_channels % kVector == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
-  };
-  const bool has_pairs = sizeof(T) == 2 && channels_first && gather.source_step[2] == 1 &&
-                         arguments.from.size[2] % 2 == 0 && reinterpret_cast<uintptr_t>(source) % 4 == 0;
-  arguments.loads = has_vectors(arguments.from, source) ? SourceLoads::vectors
-                    : has_pairs                         ? SourceLoads::pairs
-                                                        : SourceLoads::elements;
+  arguments.loads = source_loads(problem, op, gather, reinterpret_cast<uintptr_t>(source));
+  arguments.by_cells = Divisor<int32_t>(gather.cells(arguments.loads));
   // A row's vectors: rows begin with one, in the volume as in the tile, and every residue along the width is there.
+  constexpr int kVector = 16 / sizeof(T);
   const int extent = gather.slot_extent[2];
   const bool has_row_vectors = channels_first && sizeof(T) == 2 && extent == gather.destination_stride[2] &&
-                               gather.tile[2] * extent % kVector == 0 && arguments.to.size[2] % kVector == 0 &&
-                               reinterpret_cast<uintptr_t>(destination) % 16 == 0;
-  arguments.vector_stores = has_row_vectors || has_vectors(arguments.to, destination);
+                               gather.tile[2] * extent % kVector == 0 && arguments.to.size[2] % kVector == 0;
+  const bool has_channel_vectors = !channels_first && arguments.to.group_channels % kVector == 0;
+  arguments.vector_stores =
+      (has_row_vectors || has_channel_vectors) && reinterpret_cast<uintptr_t>(destination) % 16 == 0;
   if (gather.has_gaps) {
     arguments.not_finite = reinterpret_cast<int*>(static_cast<unsigned char*>(packed) + gather.weight_bytes());
   }
+  fill_bare_rows<T>(problem, gather, bias, destination, stream);
   pack_units<T>(problem, is_forward, gather, weight, static_cast<unsigned char*>(packed), arguments.not_finite, stream);
   const bool launched =
       launch_one_of_pipelined(arguments, stream, std::make_index_sequence<std::size(kPipelinedGathers)>());
