@@ -461,7 +461,7 @@ void try_tiles(const Problem& problem, Operator op, const Axes& axes, const Targ
   }
 }
 
-// What depends on neither tile nor channels. False where there are too many residues.
+// What depends on neither tile nor channels. False where there are too many residues, of the destination or the source.
 bool set_strides(const Axes& axes, PipelinedGather& gather) {
   gather.phase_blocks = 1;
   for (int axis = 0; axis < 3; ++axis) {
@@ -479,7 +479,8 @@ bool set_strides(const Axes& axes, PipelinedGather& gather) {
     }
     gather.phase_blocks *= blocks;
   }
-  return gather.phase_blocks <= kMaximumPhases;
+  const int passes = gather.passes[0] * gather.passes[1] * gather.passes[2];
+  return gather.phase_blocks <= kMaximumPhases && gather.phase_blocks * passes <= kMaximumPasses;
 }
 
 // Tries the kernel that `gather` names, with every way to cut the source's residues and channels into stages.
