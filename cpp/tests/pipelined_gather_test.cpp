@@ -233,6 +233,27 @@ int main() {
   far.problem.kernel = far.problem.stride = {10, 10, 1};
   far.problem.dtype = DataType::bfloat16;
   CHECK(!cut_and_check(far, Operator::grad_input).empty()) << far;
+  // The cheapest kernel has no code for a set of bands that it would need: the next one is taken.
+  NamedProblem uneven = problems()[1];
+  uneven.problem = Problem();
+  uneven.problem.batch = 8;
+  uneven.problem.in_channels = 256;
+  uneven.problem.out_channels = 32;
+  uneven.problem.input = {16, 32, 8};
+  uneven.problem.kernel = {7, 4, 5};
+  uneven.problem.stride = {4, 1, 2};
+  uneven.problem.padding = {3, 3, 0};
+  uneven.problem.dilation = {1, 2, 1};
+  uneven.problem.dtype = DataType::bfloat16;
+  CHECK(!cut_and_check(uneven, Operator::forward).empty()) << uneven;
+  // Taps so far apart that no stage holds what one position needs.
+  NamedProblem apart = far;
+  apart.problem.input = {1, 1, 8};
+  apart.problem.kernel = {2, 2, 1};
+  apart.problem.stride = {1, 1, 1};
+  apart.problem.padding = {32767, 32767, 0};
+  apart.problem.dilation = {65535, 65535, 1};
+  CHECK(cut_and_check(apart, Operator::forward).empty()) << apart;
 
   PipelinedGather gather;
   const NamedProblem plain = problems()[1];

@@ -184,9 +184,11 @@ class TableMaker {
     for (int depth = 0; depth < gather_.passes[0]; ++depth) {
       for (int height = 0; height < gather_.passes[1]; ++height) {
         for (int width = 0; width < gather_.passes[2]; ++width) {
-          const std::vector<Step> steps = steps_of(phase, {depth, height, width});
+          PipelinedPass pass;
+          const std::vector<Step> steps = steps_of(phase, {depth, height, width}, pass);
           if (steps.empty()) continue;
-          if (passes_ == kMaximumPasses || !add_steps(tables_.passes[passes_++], steps)) return false;
+          if (passes_ == kMaximumPasses || !add_steps(pass, steps)) return false;
+          tables_.passes[passes_++] = pass;
         }
       }
     }
@@ -194,8 +196,9 @@ class TableMaker {
     return true;
   }
 
-  // Those that read one residue of the source, ordered by their bands; the origin goes to the pass that is next.
-  std::vector<Step> steps_of(const PipelinedPhase& phase, const std::array<int, 3>& residue) {
+  // Those that read one residue of the source, ordered by their bands; and what of the source that pass reads.
+  std::vector<Step> steps_of(const PipelinedPhase& phase, const std::array<int, 3>& residue,
+                             PipelinedPass& pass) const {
     std::vector<int64_t> places[3];
     for (int axis = 0; axis < 3; ++axis) {
       const int passes = gather_.passes[axis];
@@ -203,7 +206,6 @@ class TableMaker {
           places_in_pass(axes_[axis].offsets(phase.residue[axis], gather_.slot_extent[axis]), passes, residue[axis]);
       if (places[axis].empty()) return {};
     }
-    PipelinedPass& pass = tables_.passes[std::min(passes_, kMaximumPasses - 1)];
     int extents[3];
     for (int axis = 0; axis < 3; ++axis) {
       const int64_t first = places[axis].front() * gather_.passes[axis] + residue[axis];
@@ -293,8 +295,9 @@ bool is_spread(const PipelinedGather& gather) {
   return gather.tile[2] % 8 == 0 || gather.tile[2] % 8 == gather.row_pitch % 8 || gather.lines() == 1;
 }
 
-// With `spread`, rows are as far apart as that takes, where they are not anyway.
-void set_tile(const Axes& axes, const Walk& walk, const int64_t (&tile)[3], bool spread, PipelinedGather& gather) {
+// With `spread`, rows are as far apart as that takes, where they are not anyway. False where a stage holds more than
+// any shared memory, as where taps are far apart.
+bool set_tile(const Axes& axes, const Walk& walk, const int64_t (&tile)[3], bool spread, PipelinedGather& gather) {
   for (int axis = 0; axis < 3; ++axis) {
     gather.tile[axis] = static_cast<int>(tile[axis]);
     gather.tiles[axis] = ceil_divide<int64_t>(axes[axis].positions(), tile[axis]);
@@ -307,9 +310,14 @@ void set_tile(const Axes& axes, const Walk& walk, const int64_t (&tile)[3], bool
   gather.used_pitch = gather.row_pitch;
   if (spread && !is_spread(gather)) gather.row_pitch += static_cast<int>(((tile[2] - gather.row_pitch) % 8 + 8) % 8);
   gather.width = static_cast<int>((tile[2] - 1) * stride[2] + walk.reach[2] + 1);
-  gather.source_positions = gather.samples * gather.planes * gather.rows * gather.row_pitch;
+  constexpr int64_t kMostPositions = 1 << 16;  // of 32 bytes and more
+  if (int64_t{gather.planes} * gather.rows > kMostPositions ||
+      int64_t{gather.lines()} * gather.row_pitch > kMostPositions)
+    return false;
+  gather.source_positions = gather.lines() * gather.row_pitch;
   gather.half_stride = 16 * gather.source_positions;
   gather.source_stage_bytes = int64_t{2} * gather.channel_groups * gather.half_stride;
+  return true;
 }
 
 // Divides a block's shared memory among the stages. False where it is too small.
@@ -428,7 +436,7 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
   return std::ceil(static_cast<double>(gather.items) / (resident * static_cast<double>(target.parallelism))) * cycles;
 }
 
-// Tries every tile with the kernel that `gather` names, and keeps the cheapest in `best`.
+// Tries every tile with the kernel that `gather` names, and keeps the cheapest that the tables have room for in `best`.
 void try_tiles(const Problem& problem, Operator op, const Axes& axes, const Target& target, const Walk& walk,
                PipelinedGather gather, double& least, PipelinedGather& best) {
   const int64_t positions = gather.positions();
@@ -446,16 +454,17 @@ void try_tiles(const Problem& problem, Operator op, const Axes& axes, const Targ
       }
       if (gather.samples * sample > kGatherLimit) continue;
       for (const bool spread : {false, true}) {
-        set_tile(axes, walk, {depth, height, width}, spread, gather);
+        if (!set_tile(axes, walk, {depth, height, width}, spread, gather)) break;
         if (spread && gather.row_pitch == gather.used_pitch) continue;  // the same again
         gather.items = ceil_divide<int64_t>(problem.batch, gather.samples) * problem.groups * gather.phase_blocks *
                        gather.column_blocks * gather.tiles[0] * gather.tiles[1] * gather.tiles[2];
         if (gather.items > kGatherLimit || !divide_memory(target, walk, gather)) continue;
         const double cost = estimate(problem, op, axes, target, walk, gather);
-        if (cost < least) {
-          least = cost;
-          best = gather;
-        }
+        if (cost >= least) continue;
+        PipelinedGather candidate = gather;
+        if (!TableMaker(problem, op, axes, candidate).make()) continue;
+        least = cost;
+        best = candidate;
       }
     }
   }
@@ -474,7 +483,7 @@ bool set_strides(const Axes& axes, PipelinedGather& gather) {
       if (axis == 2 || !axes[axis].offsets(residue, extent).empty()) {
         ++blocks;
       } else {
-        gather.bare_residues[axis] |= ((uint64_t{1} << extent) - 1) << residue;
+        gather.bare_residues[axis] |= ((uint64_t{1} << extent) - 1) << residue;  // or there are none so high
       }
     }
     gather.phase_blocks *= blocks;
@@ -558,8 +567,6 @@ bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& tar
     }
   }
   if (least == std::numeric_limits<double>::max()) return false;
-  const Axes axes = axes_of(problem, op, best);
-  if (!TableMaker(problem, op, axes, best).make()) return false;
   result = best;
   result.packed_bytes =
       problem.groups * result.column_blocks * result.channel_blocks * int64_t{result.units} * result.unit_bytes +

@@ -4,8 +4,8 @@
 // A tile is a set of positions q, one block of residues ("slots") and one block of destination channels ("columns").
 // It sums over stages of the source, each 32 * channel_groups bytes of channels of every source voxel that the tile
 // needs, and in each over steps: one offset of the source and 32 bytes of its channels, multiplied for every slot that
-// has a tap there. Where the source has a stride, that is in grad_input, a stage may hold one residue of it alone: then
-// a tile goes through all its channels once for each, in "passes", and needs the fewer voxels at a time. The weights of
+// has a tap there. Where the source has a stride, as in grad_input, a stage may hold one residue of it alone: then a
+// tile goes through all its channels once for each, in "passes", and needs the fewer voxels at a time. The weights of
 // a stage's steps come in pieces of their own. Where columns are few, one product makes those of several neighbouring
 // slots, a "band" of them; weights are zero where one of these has no tap. Rows of the destination that no tap reaches
 // are in no tile.

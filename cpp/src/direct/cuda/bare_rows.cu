@@ -62,11 +62,11 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t volume = blockIdx.x; volume < arguments.volumes; volume += gridDim.x) {
     T constant(0.0f);
     if (arguments.bias != nullptr && arguments.channels_first) constant = arguments.bias[volume % arguments.channels];
-    const auto fill_run = [&](T* run, int count, int thread, int threads) {
+    const auto fill_run = [&](T* run, int count, int first, int step) {
       if (arguments.bias == nullptr || arguments.channels_first) {
-        fill(run, count, thread, threads, [constant](int) { return constant; });
+        fill(run, count, first, step, [constant](int) { return constant; });
       } else {
-        fill(run, count, thread, threads,
+        fill(run, count, first, step,
              [&arguments](int element) { return arguments.bias[element % arguments.channels]; });
       }
     };

@@ -289,9 +289,12 @@ class SourceLoader {
   template <SourceLoads kLoads>
   __device__ __forceinline__ Piece piece_of(int unit) const {
     const int piece = thread_ + unit / kChunksOfCell<kLoads> * threads_;
-    if constexpr (kLoads == SourceLoads::vectors) return {piece >> chunk_bits_, piece & ((1 << chunk_bits_) - 1)};
-    const int chunks = arguments_.by_cells.quotient(piece);
-    return {piece - chunks * cells_, chunks * kChunksOfCell<kLoads>};
+    if constexpr (kLoads == SourceLoads::vectors) {
+      return {piece >> chunk_bits_, piece & ((1 << chunk_bits_) - 1)};
+    } else {
+      const int chunks = arguments_.by_cells.quotient(piece);
+      return {piece - chunks * cells_, chunks * kChunksOfCell<kLoads>};
+    }
   }
   template <SourceLoads kLoads>
   __device__ __forceinline__ bool is_in_stage(const Piece& piece) const {
