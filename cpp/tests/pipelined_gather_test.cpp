@@ -224,36 +224,17 @@ int main() {
       << with_passes << " with passes, " << with_bare_rows << " with bare rows";
   CHECK(reached.size() == std::size(kPipelinedGathers)) << reached.size() << " kernels reached";
 
-  // More residues of the source than there can be passes.
-  NamedProblem far = problems()[1];
-  far.problem = Problem();
-  far.problem.batch = 2;
-  far.problem.in_channels = far.problem.out_channels = 64;
-  far.problem.input = {16, 16, 64};
-  far.problem.kernel = far.problem.stride = {10, 10, 1};
-  far.problem.dtype = DataType::bfloat16;
-  CHECK(!cut_and_check(far, Operator::grad_input).empty()) << far;
-  // The cheapest kernel has no code for a set of bands that it would need: the next one is taken.
-  NamedProblem uneven = problems()[1];
-  uneven.problem = Problem();
-  uneven.problem.batch = 8;
-  uneven.problem.in_channels = 256;
-  uneven.problem.out_channels = 32;
-  uneven.problem.input = {16, 32, 8};
-  uneven.problem.kernel = {7, 4, 5};
-  uneven.problem.stride = {4, 1, 2};
-  uneven.problem.padding = {3, 3, 0};
-  uneven.problem.dilation = {1, 2, 1};
-  uneven.problem.dtype = DataType::bfloat16;
-  CHECK(!cut_and_check(uneven, Operator::forward).empty()) << uneven;
-  // Taps so far apart that no stage holds what one position needs.
-  NamedProblem apart = far;
-  apart.problem.input = {1, 1, 8};
-  apart.problem.kernel = {2, 2, 1};
-  apart.problem.stride = {1, 1, 1};
-  apart.problem.padding = {32767, 32767, 0};
-  apart.problem.dilation = {65535, 65535, 1};
-  CHECK(cut_and_check(apart, Operator::forward).empty()) << apart;
+  const auto is_taken = [&](const std::string& name, Problem problem, Operator op) {
+    problem.dtype = DataType::bfloat16;
+    return !cut_and_check({name, problem}, op).empty();
+  };
+  const Extent none{0, 0, 0}, one{1, 1, 1};
+  const Problem far = problem_of(2, 64, 64, 1, {16, 16, 64}, {10, 10, 1}, {10, 10, 1}, none, none, one);
+  CHECK(is_taken("more residues of the source than there can be passes", far, Operator::grad_input));
+  const Problem uneven = problem_of(8, 256, 32, 1, {16, 32, 8}, {7, 4, 5}, {4, 1, 2}, {3, 3, 0}, none, {1, 2, 1});
+  CHECK(is_taken("the cheapest kernel lacks a set of bands", uneven, Operator::forward));
+  const Problem apart = problem_of(2, 64, 64, 1, {1, 1, 8}, {2, 2, 1}, one, {32767, 32767, 0}, none, {65535, 65535, 1});
+  CHECK(!is_taken("no stage holds what one position reads", apart, Operator::forward));
 
   PipelinedGather gather;
   const NamedProblem plain = problems()[1];

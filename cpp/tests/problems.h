@@ -20,22 +20,24 @@ inline std::ostream& operator<<(std::ostream& out, const NamedProblem& named) {
              << kDataTypes[static_cast<int>(named.problem.dtype)];
 }
 
+inline Problem problem_of(int64_t batch, int64_t in_channels, int64_t out_channels, int64_t groups, Extent input,
+                          Extent kernel, Extent stride, Extent padding, Extent output_padding, Extent dilation) {
+  Problem problem;
+  problem.batch = batch;
+  problem.in_channels = in_channels;
+  problem.out_channels = out_channels;
+  problem.groups = groups;
+  problem.input = input;
+  problem.kernel = kernel;
+  problem.stride = stride;
+  problem.padding = padding;
+  problem.output_padding = output_padding;
+  problem.dilation = dilation;
+  return problem;
+}
+
 inline std::vector<NamedProblem> problems() {
-  const auto make = [](int64_t batch, int64_t in_channels, int64_t out_channels, int64_t groups, Extent input,
-                       Extent kernel, Extent stride, Extent padding, Extent output_padding, Extent dilation) {
-    Problem problem;
-    problem.batch = batch;
-    problem.in_channels = in_channels;
-    problem.out_channels = out_channels;
-    problem.groups = groups;
-    problem.input = input;
-    problem.kernel = kernel;
-    problem.stride = stride;
-    problem.padding = padding;
-    problem.output_padding = output_padding;
-    problem.dilation = dilation;
-    return problem;
-  };
+  constexpr auto make = problem_of;
   const Extent zero{0, 0, 0}, one{1, 1, 1}, two{2, 2, 2}, three{3, 3, 3};
   return {
       {"one voxel", make(1, 1, 1, 1, one, one, one, zero, zero, one)},

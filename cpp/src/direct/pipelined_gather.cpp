@@ -57,6 +57,11 @@ std::vector<int64_t> places_in_pass(const std::vector<int64_t>& offsets, int64_t
   return places;
 }
 
+// Source positions along an axis that a tile reads in one pass, whose places lie so far apart.
+int source_extent(const PipelinedGather& gather, int axis, int64_t reach) {
+  return static_cast<int>(int64_t{gather.tile[axis] - 1} * gather.source_stride[axis] + reach + 1);
+}
+
 // What tiles walk through, whatever their size.
 struct Walk {
   double steps = 1, units = 1;           // of an average phase, before channel groups repeat them
@@ -206,14 +211,12 @@ class TableMaker {
           places_in_pass(axes_[axis].offsets(phase.residue[axis], gather_.slot_extent[axis]), passes, residue[axis]);
       if (places[axis].empty()) return {};
     }
-    int extents[3];
     for (int axis = 0; axis < 3; ++axis) {
       const int64_t first = places[axis].front() * gather_.passes[axis] + residue[axis];
       pass.origin[axis] = static_cast<int32_t>(first * axes_[axis].source_step + axes_[axis].source_origin);
-      extents[axis] = static_cast<int>((gather_.tile[axis] - 1) * gather_.source_stride[axis] + places[axis].back() -
-                                       places[axis].front() + 1);
     }
-    pass.planes = extents[0], pass.rows = extents[1];
+    pass.planes = source_extent(gather_, 0, places[0].back() - places[0].front());
+    pass.rows = source_extent(gather_, 1, places[1].back() - places[1].front());
     std::vector<Step> steps;
     for (const int64_t depth : places[0]) {
       for (const int64_t height : places[1]) {
@@ -302,14 +305,14 @@ bool set_tile(const Axes& axes, const Walk& walk, const int64_t (&tile)[3], bool
     gather.tile[axis] = static_cast<int>(tile[axis]);
     gather.tiles[axis] = ceil_divide<int64_t>(axes[axis].positions(), tile[axis]);
   }
-  const int (&stride)[3] = gather.source_stride;
-  gather.planes = static_cast<int>((tile[0] - 1) * stride[0] + walk.reach[0] + 1);
-  gather.rows = static_cast<int>((tile[1] - 1) * stride[1] + walk.reach[1] + 1);
-  gather.residue_pitch = static_cast<int>(tile[2] + walk.reach[2] / stride[2]);
-  gather.row_pitch = static_cast<int>(gather.residue_pitch * std::min<int64_t>(stride[2], walk.reach[2] + 1));
+  const int64_t stride = gather.source_stride[2];
+  gather.planes = source_extent(gather, 0, walk.reach[0]);
+  gather.rows = source_extent(gather, 1, walk.reach[1]);
+  gather.residue_pitch = static_cast<int>(tile[2] + walk.reach[2] / stride);
+  gather.row_pitch = static_cast<int>(gather.residue_pitch * std::min(stride, walk.reach[2] + 1));
   gather.used_pitch = gather.row_pitch;
   if (spread && !is_spread(gather)) gather.row_pitch += static_cast<int>(((tile[2] - gather.row_pitch) % 8 + 8) % 8);
-  gather.width = static_cast<int>((tile[2] - 1) * stride[2] + walk.reach[2] + 1);
+  gather.width = source_extent(gather, 2, walk.reach[2]);
   constexpr int64_t kMostPositions = 1 << 16;  // of 32 bytes and more
   if (int64_t{gather.planes} * gather.rows > kMostPositions ||
       int64_t{gather.lines()} * gather.row_pitch > kMostPositions)

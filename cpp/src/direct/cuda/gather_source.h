@@ -8,6 +8,7 @@
 
 #include "convt3d/problem.h"
 #include "cuda/ptx.h"
+#include "geometry.h"
 #include "operands.h"
 
 namespace convt3d::direct {
@@ -33,6 +34,13 @@ struct GatherVolume {
     sample_voxels = static_cast<int>(strides.sample / strides.voxel);
   }
 };
+
+// Takes the last digit off `number`, whose digits have bases of their own, and returns it.
+__device__ __forceinline__ int take_digit(int& number, const Divisor<int32_t>& base) {
+  const int quotient = base.quotient(number), digit = number - quotient * base.value;
+  number = quotient;
+  return digit;
+}
 
 template <class T>
 __device__ __forceinline__ uint32_t pack_pair(T low, T high) {

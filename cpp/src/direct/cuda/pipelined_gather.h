@@ -103,19 +103,14 @@ struct PipelinedItem {
   int64_t sample;
 
   __device__ __forceinline__ PipelinedItem(const PipelinedGather& gather, int index) {
-    const auto digit = [&index](const Divisor<int32_t>& by) {
-      const int quotient = by.quotient(index), remainder = index - quotient * by.value;
-      index = quotient;
-      return remainder;
-    };
-    column_block = digit(gather.by_columns);
-    phase_block = digit(gather.by_phases);
+    column_block = take_digit(index, gather.by_columns);
+    phase_block = take_digit(index, gather.by_phases);
     // Some residues have more taps than others: which of them a block gets changes from tile to tile.
     phase_block += static_cast<int>(static_cast<uint32_t>(index) * 0x9e3779b1u >> 20);
     phase_block -= gather.by_phases.quotient(phase_block) * gather.by_phases.value;
-    group = digit(gather.by_groups);
+    group = take_digit(index, gather.by_groups);
 #pragma unroll
-    for (int axis = 2; axis >= 0; --axis) first[axis] = digit(gather.by_tiles[axis]) * gather.tile[axis];
+    for (int axis = 2; axis >= 0; --axis) first[axis] = take_digit(index, gather.by_tiles[axis]) * gather.tile[axis];
     sample = static_cast<int64_t>(index) * gather.samples;
   }
 };
@@ -992,18 +987,13 @@ __global__ void __launch_bounds__(256) pack_units_kernel(const __grid_constant__
   if (thread == 0 && arguments.not_finite != nullptr) *arguments.not_finite = 0;
   if (thread >= static_cast<uint32_t>(arguments.threads)) return;
   int index = static_cast<int>(thread);
-  const auto digit = [&index](const Divisor<int32_t>& by) {
-    const int quotient = by.quotient(index), remainder = index - quotient * by.value;
-    index = quotient;
-    return remainder;
-  };
-  const int near_column = digit(arguments.by_near_columns), unit = digit(arguments.by_units);
-  const int column = digit(arguments.by_far_columns) * arguments.by_near_columns.value + near_column;
+  const int near_column = take_digit(index, arguments.by_near_columns), unit = take_digit(index, arguments.by_units);
+  const int column = take_digit(index, arguments.by_far_columns) * arguments.by_near_columns.value + near_column;
   const int slot = arguments.by_columns.quotient(column), slot_column = column - slot * gather.columns;
   const int64_t block = index;
-  const int channel_block = digit(arguments.by_channel_blocks);
+  const int channel_block = take_digit(index, arguments.by_channel_blocks);
   const int destination =
-      digit(gather.by_columns) * gather.columns +
+      take_digit(index, gather.by_columns) * gather.columns +
       (arguments.channels_first ? slot_column : channel_of_column(slot_column, gather.columns, sizeof(T)));
   const int order = gather.unit_order[unit * arguments.band + slot];
   const int tap = arguments.by_channel_groups.quotient(order);
@@ -1036,22 +1026,22 @@ __global__ void __launch_bounds__(256) pack_units_kernel(const __grid_constant__
 }
 
 template <class T>
-void pack_units(const Problem& problem, bool is_forward, const PipelinedGather& gather, const T* weight,
-                unsigned char* packed, int* not_finite, cudaStream_t stream) {
-  const bool channels_first = problem.layout == Layout::ncdhw;
+void pack_units(const Problem& problem, bool is_forward, const PipelinedArguments<T>& of, const T* weight,
+                unsigned char* packed, cudaStream_t stream) {
+  const PipelinedGather& gather = of.gather;
   const WeightSteps steps(problem);
-  const int band = gather.band(), columns = band * gather.columns, near_columns = channels_first ? 4 : columns;
+  const int band = gather.band(), columns = band * gather.columns, near_columns = of.channels_first ? 4 : columns;
   PackArguments<T> arguments;
   arguments.weight = weight;
   arguments.packed = packed;
-  arguments.not_finite = not_finite;
+  arguments.not_finite = of.not_finite;
   arguments.group_step = steps.group;
   arguments.source_step = is_forward ? steps.input_channel : steps.output_channel;
   arguments.destination_step = is_forward ? steps.output_channel : steps.input_channel;
   arguments.tap_step = steps.tap;
-  arguments.sources = static_cast<int>(is_forward ? problem.group_in_channels() : problem.group_out_channels());
-  arguments.destinations = static_cast<int>(is_forward ? problem.group_out_channels() : problem.group_in_channels());
-  arguments.channels_first = channels_first;
+  arguments.sources = of.from.group_channels;
+  arguments.destinations = of.to.group_channels;
+  arguments.channels_first = of.channels_first;
   arguments.band = band;
   arguments.threads = static_cast<int>(gather.weight_bytes() / 32 / gather.parts());
   arguments.by_near_columns = Divisor<int32_t>(near_columns);
@@ -1120,7 +1110,7 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
     arguments.not_finite = reinterpret_cast<int*>(static_cast<unsigned char*>(packed) + gather.weight_bytes());
   }
   fill_bare_rows<T>(problem, gather, bias, destination, stream);
-  pack_units<T>(problem, is_forward, gather, weight, static_cast<unsigned char*>(packed), arguments.not_finite, stream);
+  pack_units<T>(problem, is_forward, arguments, weight, static_cast<unsigned char*>(packed), stream);
   const bool launched =
       launch_one_of_pipelined(arguments, stream, std::make_index_sequence<std::size(kPipelinedGathers)>());
   if (!launched) throw std::logic_error("no pipelined kernel has this configuration");

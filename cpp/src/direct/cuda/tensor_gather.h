@@ -88,16 +88,11 @@ __global__ void __launch_bounds__(512, 1) gather_tensor_kernel(const __grid_cons
 
   // Blocks that read the same source are neighbours: columns, then residues, then groups, tiles and samples.
   int index = static_cast<int>(blockIdx.x);
-  const auto digit = [&index](const Divisor<int32_t>& by) {
-    const int quotient = by.quotient(index), remainder = index - quotient * by.value;
-    index = quotient;
-    return remainder;
-  };
-  const int column_block = digit(gather.by_columns), phase_block = digit(gather.by_phases);
-  const int group = digit(gather.by_groups);
+  const int column_block = take_digit(index, gather.by_columns), phase_block = take_digit(index, gather.by_phases);
+  const int group = take_digit(index, gather.by_groups);
   int first[3];  // position q of the tile
 #pragma unroll
-  for (int axis = 2; axis >= 0; --axis) first[axis] = digit(gather.by_tiles[axis]) * gather.tile[axis];
+  for (int axis = 2; axis >= 0; --axis) first[axis] = take_digit(index, gather.by_tiles[axis]) * gather.tile[axis];
   const int64_t sample = static_cast<int64_t>(index) * gather.samples;
   const PhaseBlock& phase = gather.tables.phases[phase_block];
   const int tile_positions = gather.samples * gather.tile[0] * gather.tile[1] * gather.tile[2];
