@@ -38,6 +38,20 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// A predicated store each, where the compiler would branch around it.
+__device__ __forceinline__ void store_shared_if(bool condition, uint32_t address, uint32_t value) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.s32 p, %0, 0;\n@p st.shared.b32 [%1], %2;\n}" ::"r"(static_cast<int>(condition)),
+      "r"(address), "r"(value)
+      : "memory");
+}
+__device__ __forceinline__ void store_shared_if(bool condition, uint32_t address, uint4 values) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %0, 0;\n@p st.shared.v4.b32 [%1], {%2, %3, %4, %5};\n}" ::"r"(
+                   static_cast<int>(condition)),
+               "r"(address), "r"(values.x), "r"(values.y), "r"(values.z), "r"(values.w)
+               : "memory");
+}
+
 // Four 8 x 16-byte matrices; lane l names row l % 8 of matrix l / 8, 16-byte aligned.
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -58,6 +72,24 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint3
 }
 __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[2], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(row));
+}
+
+// Of all lanes of a warp, for each of them.
+__device__ __forceinline__ uint32_t or_of_warp(uint32_t bits) {
+#if CONVT3D_HAS_MMA
+  asm volatile("redux.sync.or.b32 %0, %0, 0xffffffff;" : "+r"(bits));
+#else
+  __trap();
+#endif
+  return bits;
+}
+__device__ __forceinline__ int32_t sum_of_warp(int32_t value) {
+#if CONVT3D_HAS_MMA
+  asm volatile("redux.sync.add.s32 %0, %0, 0xffffffff;" : "+r"(value));
+#else
+  __trap();
+#endif
+  return value;
 }
 
 // float32 rounded to tf32's ten bits of mantissa, nearest, ties away from zero.

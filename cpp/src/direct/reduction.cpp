@@ -276,9 +276,9 @@ class Search {
     const int64_t stage_bytes = grad_output.offset + round_up(grad_output_bytes, 128);
     choose_span(input, cut.axis[2], false);
     choose_span(grad_output, cut.axis[2], true);
-    const int64_t entries = int64_t{input.entries} + grad_output.entries;
-    const int64_t table_bytes = round_up(64 + 12 * entries + 16 * warp_tile(cut).pairs * cut.row_warps + 4 * cut.steps +
-                                             2 * (input.columns + grad_output.columns),
+    const int64_t cells = int64_t{input.cells()} + grad_output.cells();
+    const int64_t table_bytes = round_up(TensorReduction::kAssignmentBytes + TensorReduction::kCellBytes * cells +
+                                             16 * warp_tile(cut).pairs * cut.row_warps + 4 * cut.steps,
                                          128);
     const int64_t stages = std::min<int64_t>((shared_ - table_bytes) / stage_bytes, kMostStages);
     const int64_t tile_bytes = 4 * taps_of(cut) * 8 * cut.channel_bands * cut.columns_per_tile;
@@ -293,28 +293,23 @@ class Search {
   }
 
   // Neighbours are loaded together where rows begin at multiples of so many, and enough of them are wanted. Spans begin
-  // where the volume's do, some columns before the region.
+  // where the volume's do, some columns before the region, in all boxes alike; in x, four are of one step.
   void choose_span(Region& region, const ReductionAxis& along, bool is_grad_output) const {
     const RegionAxis& width = region.axis[2];
     region.span = 1;
-    region.columns = 0;
     if (problem_.layout != Layout::ncdhw) return;
+    const int64_t box_step = is_grad_output ? int64_t{along.voxels} * along.stride : along.voxels;
     for (int32_t span = 4; span > 1; span /= 2) {
-      if (width.extent % span != 0) continue;
-      int32_t most_before = 0;
-      for (int32_t box = 0; box < std::min(along.voxel_boxes, span); ++box) {
-        for (int32_t tile = 0; tile < (is_grad_output ? along.tap_tiles : 1); ++tile) {
-          int64_t origin = int64_t{box} * along.voxels;
-          if (is_grad_output)
-            origin = origin * along.stride - along.padding + int64_t{tile} * along.taps * along.dilation;
-          most_before = std::max(most_before, static_cast<int32_t>(origin & (span - 1)));
-        }
+      if (width.extent % span != 0 || (along.voxel_boxes > 1 && box_step % span != 0)) continue;
+      if (!is_grad_output && along.step % span != 0) continue;
+      int64_t most_before = 0;
+      for (int64_t tile = 0; is_grad_output && tile < std::min(along.tap_tiles, span); ++tile) {
+        most_before = std::max(most_before, (tile * along.taps * along.dilation - along.padding) & (span - 1));
       }
-      const int32_t spans = ceil_divide(reach(width) + most_before, span);
+      const int32_t spans = ceil_divide(reach(width) + static_cast<int32_t>(most_before), span);
       if (spans > width.entries || 5 * span * spans > 8 * width.entries + 16) continue;
       region.span = span;
       region.spans = spans;
-      region.columns = Region::kMargin + span * spans;
       return;
     }
   }
@@ -370,26 +365,30 @@ class Search {
     return cut.steps * (kLargest * std::max({step.tensor, step.shared, issue}) + kOthers * sum) + kProductBox;
   }
 
-  // What its loads take: a loading thread goes through as many units as come to it, and each takes it as long.
+  // What its loads take: warps share each region's units, and take as long for each.
   double load_cost(const TensorReduction& cut) const {
-    double cycles = kLoadBox;
+    double sectors = 0;
+    int32_t units[2];
+    bool vectors = false;
     for (int side = 0; side < 2; ++side) {
       const Region& region = cut.region[side];
       const int32_t group_channels = side == kInput ? cut.in_channels : cut.out_channels;
       const int32_t channels = std::min<int32_t>(group_channels, region.chunks * 16 / static_cast<int32_t>(element_));
-      const bool vectors = problem_.layout == Layout::ndhwc && group_channels * element_ % 16 == 0;
-      const Units units(region, vectors, static_cast<int>(element_));
-      const double unit = (vectors ? kUnitOfVectors : kUnit) * (cut.loading_threads > 256 ? kCrowded : 1);
-      cycles += unit * units.count / cut.loading_threads;
+      vectors = problem_.layout == Layout::ndhwc && group_channels * element_ % 16 == 0;
+      units[side] = Units(region, vectors, static_cast<int>(element_)).count;
       // Rows of a volume are fetched in sectors of 32 bytes.
       const double rows = static_cast<double>(region.entries) / region.axis[2].entries;
       const double row_bytes = static_cast<double>(reach(region.axis[2]) * element_);
-      const double sectors = problem_.layout == Layout::ndhwc
-                                 ? region.entries * (static_cast<double>(channels * element_) / 32 + 0.5)
-                                 : rows * channels * std::min<double>(row_bytes / 32 + 0.9, region.axis[2].entries);
-      cycles += kSector * sectors;
+      sectors += problem_.layout == Layout::ndhwc
+                     ? region.entries * (static_cast<double>(channels * element_) / 32 + 0.5)
+                     : rows * channels * std::min<double>(row_bytes / 32 + 0.9, region.axis[2].entries);
     }
-    return cycles;
+    const int32_t warps = cut.loading_threads / 32, input = warps_of_input(units[kInput], units[kGradOutput], warps);
+    const double of_warp = std::max(static_cast<double>(units[kInput]) / input,
+                                    static_cast<double>(units[kGradOutput]) / (warps - input)) /
+                           32;
+    const double unit = (vectors ? kUnitOfVectors : kUnit) * (cut.loading_threads > 256 ? kCrowded : 1);
+    return kLoadBox + unit * of_warp + kSector * sectors;
   }
 
   // Both run side by side, but not perfectly so.
@@ -401,7 +400,7 @@ class Search {
   // Fitted to 3577 measured cuts of 26 layers on an H200; off by 7 % for loads, 6 % for products, 4 % for both.
   static constexpr double kLargest = 1.82, kOthers = 0.06, kProductBox = 440;
   static constexpr double kSynchronousStep = 0.7, kSynchronousBox = 630;
-  static constexpr double kUnit = 1040, kUnitOfVectors = 1380, kSector = 0.45, kLoadBox = 1640;
+  static constexpr double kUnit = 500, kUnitOfVectors = 700, kSector = 0.45, kLoadBox = 600;
   static constexpr double kCrowded = 1.2;  // with 384 loading threads; estimated
   static constexpr double kLonger = 0.93, kShorter = 0.34;
   static constexpr double kBlockCycles = 25000, kSumCycles = 0.2;
@@ -436,6 +435,20 @@ Units::Units(const Region& region, bool vectors, int element_size)
     chunks = 2 * sharers;
   }
   count = together * ceil_divide(region.chunks, chunks);
+}
+
+int32_t warps_of_input(int32_t input_units, int32_t grad_output_units, int32_t warps) {
+  int32_t best = 1;
+  double least = std::numeric_limits<double>::infinity();
+  for (int32_t own = 1; own < warps; ++own) {
+    const double most =
+        std::max(static_cast<double>(input_units) / own, static_cast<double>(grad_output_units) / (warps - own));
+    if (most < least) {
+      least = most;
+      best = own;
+    }
+  }
+  return best;
 }
 
 bool cut_tensor_reduction(const Problem& problem, const Target& target, int64_t budget, TensorReduction& reduction) {

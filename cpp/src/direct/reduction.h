@@ -52,6 +52,14 @@ struct RegionAxis {
     const int32_t steps = place / step;
     return steps * step_pitch + (place - steps * step) * slot_pitch;
   }
+  // The slot of the position at a shift; negative where none is held.
+  CONVT3D_HOST_DEVICE int32_t slot_at(int32_t shift) const {
+    for (int32_t own = 0; own < runs; ++own) {
+      const int32_t before = shift - run[own].shift, at = before / stride;
+      if (before >= 0 && at * stride == before && at < run[own].length) return slot(run[own].place + at);
+    }
+    return -1;
+  }
 };
 
 // A block's part of x or gy in shared memory. A position's slot is the sum of its slots along the axes.
@@ -59,13 +67,10 @@ struct RegionAxis {
 // x is not shifted, and its slots are in the order of the products. Those want voxels as the inner index where an
 // element has 4 bytes: [4 slots][channel][16 bytes]. Half types are transposed on the way: x lies as gy does.
 struct Region {
-  static constexpr int32_t kMargin = 3;  // columns that a span may begin before its region
-
   RegionAxis axis[3];
   int32_t entries = 0;
   int32_t span = 1;         // positions that are loaded together along the width: 1, 2 or 4
   int32_t spans = 0;        // of a line, where they are several
-  int32_t columns = 0;      // along the width, and kMargin before them, where they are loaded so
   int32_t chunks = 0;       // of 16 bytes of channels
   int32_t chunk_pitch = 0;  // bytes
   int32_t slot_bits = 0;    // x in float32: 2, as 4 slots share 16 bytes
@@ -98,6 +103,9 @@ struct Units {
   Units(const Region& region, bool vectors, int element_size);
 };
 
+// Of so many loading warps, those that bring x, where the others bring gy.
+int32_t warps_of_input(int32_t input_units, int32_t grad_output_units, int32_t warps);
+
 struct ReductionAxis {
   int32_t kernel = 1, stride = 1, padding = 0, dilation = 1;
   int32_t taps = 1, tap_tiles = 1;      // of a block, and blocks that share the kernel
@@ -106,6 +114,8 @@ struct ReductionAxis {
 };
 
 struct TensorReduction {
+  static constexpr int32_t kAssignmentBytes = 144, kCellBytes = 16;  // of the kernel's tables: a block's share, a cell
+
   int32_t in_channels = 1, out_channels = 1;  // of a group
   int32_t groups = 1;
   ReductionAxis axis[3];

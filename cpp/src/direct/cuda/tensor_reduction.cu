@@ -66,6 +66,7 @@ struct Volume {
   int64_t sample_elements = 0;
   int32_t channel_stride = 0, voxel_stride = 0;
   Fetch fetch = Fetch::elements;
+  bool aligned = true;                // so that neighbours along the width can be loaded together
   int32_t sharers = 1;                // neighbouring threads that take a cell's chunks in turn
   int32_t cells = 0;                  // of a box's region
   int32_t units = 0;                  // of all their channels
@@ -79,25 +80,30 @@ struct Arguments {
   float* partials;
   int64_t partial_elements;
   bool channels_last;
-  int32_t first_grad_output, units;  // of a box: x's, made up to whole warps, come before gy's
+  int32_t input_warps;  // of the loading warps; the others load gy
 };
 
-// What the loading threads know of the two regions' cells, in shared memory, the former region's first.
-struct CellTables {
-  struct Source {
-    uint32_t shifts;  // from the region's origin, packed
-    int32_t voxel;    // likewise, in voxels
-  };
-  Source* sources;
-  uint32_t* places;     // the slot of its position, and its column from bit 16 on; of several positions the line's slot
-  int16_t* columns[2];  // the slot of each column along the width, negative where none is; Region::kMargin before
+// One or several neighbouring positions of a region, as the loading threads know them.
+struct alignas(16) Cell {
+  static constexpr int16_t kNone = -1;
+
+  uint32_t shifts;  // of its first position from the region's origin, packed
+  int32_t voxel;    // likewise, in voxels
+  int16_t slot[4];  // of each position; kNone where no tap wants it
 };
 
 // A block's output tile, and its share of the boxes.
-struct alignas(8) Assignment {
+struct alignas(16) Assignment {
+  // Along one axis of a region.
+  struct Along {
+    int32_t first, step;    // the origin of the first box's region, and from box to box
+    int32_t extent, pitch;  // of the volume: positions, and voxels from one to the next
+  };
+
   int32_t group, first_out_channel, first_in_channel;
   int32_t first_tap[3];
   int32_t part, first_box, boxes;
+  Along along[2][3];
 
   Assignment() = default;
   __device__ explicit Assignment(const TensorReduction& cut) {
@@ -115,6 +121,21 @@ struct alignas(8) Assignment {
     first_out_channel = (channel_tile - group * cut.channel_tiles) * cut.channel_bands * 8;
     first_box = static_cast<int32_t>(static_cast<int64_t>(cut.boxes) * part / cut.parts);
     boxes = static_cast<int32_t>(static_cast<int64_t>(cut.boxes) * (part + 1) / cut.parts) - first_box;
+#pragma unroll
+    for (int region = 0; region < 2; ++region) {
+      int32_t pitch = 1;
+#pragma unroll
+      for (int axis = 2; axis >= 0; --axis) {
+        const ReductionAxis& of = cut.axis[axis];
+        const int32_t extent = cut.region[region].axis[axis].extent;
+        along[region][axis] = {0, of.voxels, extent, pitch};
+        if (region == kGradOutput) {
+          along[region][axis].first = first_tap[axis] * of.dilation - of.padding;
+          along[region][axis].step *= of.stride;
+        }
+        pitch *= extent;
+      }
+    }
   }
 
   __device__ int32_t first_channel(const TensorReduction& cut, int region) const {
@@ -126,30 +147,34 @@ struct alignas(8) Assignment {
   }
 };
 
-// Goes through boxes in order.
-struct BoxWalk {
-  int32_t sample;
-  int32_t box[3];
-
-  __device__ BoxWalk(const TensorReduction& cut, int32_t first) {
+// Goes through boxes in order, in a warp's lanes: each of the first three knows its axis, the others the sample.
+class LaneWalk {
+ public:
+  __device__ LaneWalk(const TensorReduction& cut, int32_t first, int lane) {
 #pragma unroll
     for (int axis = 2; axis >= 0; --axis) {
       const int32_t next = first / cut.axis[axis].voxel_boxes;
-      box[axis] = first - next * cut.axis[axis].voxel_boxes;
+      if (lane == axis) place_ = first - next * cut.axis[axis].voxel_boxes;
       first = next;
     }
-    sample = first;
+    if (lane > 2) place_ = first;
   }
 
-  __device__ void advance(const TensorReduction& cut) {
-    if (++box[2] < cut.axis[2].voxel_boxes) return;
-    box[2] = 0;
-    if (++box[1] < cut.axis[1].voxel_boxes) return;
-    box[1] = 0;
-    if (++box[0] < cut.axis[0].voxel_boxes) return;
-    box[0] = 0;
-    ++sample;
+  __device__ void advance(const TensorReduction& cut, int lane) {
+    const int32_t last = cut.axis[smaller(lane, 2)].voxel_boxes - 1;
+    // The axes whose last box this is. One goes on where all faster ones do.
+    const uint32_t ends = __ballot_sync(0xffffffff, lane < 3 && place_ == last);
+    const uint32_t faster = lane < 3 ? 7u & ~((2u << lane) - 1) : 7u;
+    if ((ends & faster) != faster) return;
+    place_ = lane < 3 && place_ == last ? 0 : place_ + 1;
   }
+
+  // A lane's own box along its axis, and the sample.
+  __device__ int32_t place() const { return place_; }
+  __device__ int32_t sample() const { return __shfl_sync(0xffffffff, place_, 3); }
+
+ private:
+  int32_t place_ = 0;
 };
 
 // The shifts of a position along the three axes in one word, each below a bit that is 0, the guard.
@@ -180,25 +205,25 @@ __device__ void tabulate(const RegionAxis& axis, Along* table) {
   }
 }
 
-// Writes all cells of a region, whose first is number `first`, from the tables of its width, height and depth; and the
-// slots of its columns, where `columns` are -1 so far.
-__device__ void tabulate(const Region& region, const Along* widths, const CellTables& tables, int first,
-                         int16_t* columns) {
+// Writes all cells of a region from the tables of its height and depth, and of its width where cells are single
+// positions; else cells begin where the volume's do, `before` columns before the region.
+__device__ void tabulate(const Region& region, const Along* widths, int before, Cell* cells) {
   const Along* heights = widths + region.axis[2].entries;
   const Along* depths = heights + region.axis[1].entries;
-  const int in_line = region.cells_of_line(), span = region.span;
+  const int in_line = region.cells_of_line();
   for (int index = threadIdx.x; index < region.cells(); index += blockDim.x) {
     const int line = index / in_line, plane = line / region.axis[1].entries, in_width = index - line * in_line;
     const Along depth = depths[plane], height = heights[line - plane * region.axis[1].entries];
-    const Along width = span > 1 ? Along{span * in_width, 0} : widths[in_width];
-    tables.sources[first + index] = {
-        packed_shifts(depth.shift, height.shift, width.shift),
-        (depth.shift * region.axis[1].extent + height.shift) * region.axis[2].extent + width.shift};
-    tables.places[first + index] =
-        static_cast<uint32_t>(depth.slot + height.slot + width.slot) | static_cast<uint32_t>(width.shift) << 16;
-  }
-  for (int index = threadIdx.x; span > 1 && index < region.axis[2].entries; index += blockDim.x) {
-    columns[Region::kMargin + widths[index].shift] = static_cast<int16_t>(widths[index].slot);
+    const int line_slot = depth.slot + height.slot, shift = region.span * in_width;
+    Cell cell;
+    const int width = region.span > 1 ? shift : widths[in_width].shift;
+    cell.shifts = packed_shifts(depth.shift, height.shift, width);
+    cell.voxel = (depth.shift * region.axis[1].extent + height.shift) * region.axis[2].extent + width;
+    for (int i = 0; i < 4; ++i) {
+      const int slot = region.span == 1 ? widths[in_width].slot : region.axis[2].slot_at(shift + i - before);
+      cell.slot[i] = static_cast<int16_t>(i < region.span && slot >= 0 ? line_slot + slot : Cell::kNone);
+    }
+    cells[index] = cell;
   }
 }
 
@@ -222,166 +247,144 @@ __device__ void tabulate_steps(const TensorReduction& cut, int32_t* table) {
   }
 }
 
+static_assert(sizeof(Assignment) == TensorReduction::kAssignmentBytes && sizeof(Cell) == TensorReduction::kCellBytes);
+
 // The named barriers by which the loading and the computing warps hand each other the stages.
 __device__ int full(int stage) { return 1 + stage; }
 __device__ int empty(const TensorReduction& cut, int stage) { return 1 + cut.stages + stage; }
 
-// The loading warps. Through all boxes each thread takes a unit in turn, of x and then of gy. Two are in its registers:
-// while one is stored, the other is on its way, be it another box's.
-template <class T, bool kRound>
+// A loading warp, which brings units of one region: the region's warps take 32 of them in turn, through all boxes. Two
+// units are in a thread's registers: while one is stored, the other is on its way, be it another box's.
+template <class T, bool kRound, int kRegion, Fetch kFetch, bool kAligned = true>
 class Loader {
  public:
-  __device__ Loader(const Arguments<T>& in, const Assignment& own, const CellTables& tables, unsigned char* stages)
-      : in_(in), own_(own), tables_(tables), stages_(stages), walk_(in.cut, own.first_box), stage_(-in.cut.stages) {}
+  // `warp` is one of `warps` that share the region.
+  __device__ Loader(const Arguments<T>& in, const Assignment& own, const Cell* cells, unsigned char* stages, int warp,
+                    int warps)
+      : in_(in),
+        own_(own),
+        cells_(cells),
+        stages_(ptx::shared_address(stages + in.cut.region[kRegion].offset)),
+        lane_(static_cast<int>(threadIdx.x) % 32),
+        step_(32 * warps),
+        units_((in.volume[kRegion].units + 31) & ~31),
+        walk_(in.cut, own.first_box, lane_),
+        boxes_(own.boxes),
+        unit_(32 * warp),
+        opened_(own.boxes),
+        closed_(own.boxes),
+        stored_(32 * warp) {}
 
   __device__ void run() {
-    if (own_.boxes == 0) return;
-    channels_[kInput] = own_.channels(in_.cut, kInput);
-    channels_[kGradOutput] = own_.channels(in_.cut, kGradOutput);
+    if (boxes_ == 0) return;
     begin_box();
-    // The copy waits for what is loaded, but a warp that has begun to load more would wait for that as well.
-    Batch batch, next;
-    load(batch);
+    find_unit();
+    close_boxes();
+    Batch first, second;
+    bool has_second = false;
 #pragma unroll 1
-    while (advance()) {
-      load(next);
-      put(batch);
-      batch = next;
-    }
-    put(batch);
+    do {
+      const bool has_first = boxes_ > 0;
+      if (has_first) {
+        load(first);
+        advance();
+      }
+      if (has_second) put(second);
+      has_second = boxes_ > 0;
+      if (has_second) {
+        load(second);
+        advance();
+      }
+      if (has_first) put(first);
+    } while (has_second);
   }
 
  private:
+  using Shape = Unit<T, kFetch>;
+
+  // Of two numbers that are not negative: one instruction.
+  __device__ static int64_t wide_product(int32_t first, int32_t second) {
+    return static_cast<int64_t>(static_cast<uint64_t>(static_cast<uint32_t>(first)) * static_cast<uint32_t>(second));
+  }
+
   // A unit as loaded, so that nothing waits for it before it is stored.
   struct Batch {
     uint32_t word[16];
-    int begins_before;  // see Place
+    int unit;
   };
-  // A region of the present box: the volume at the region's origin, and the shifts that lie inside. Cells of several
-  // columns begin where the volume's do, so many columns before the region.
-  struct Place {
-    const char* data;
-    uint32_t low, high;
-    int begins_before;
-  };
-  // A unit of a region: its first cell, and the first of its chunks, which are every so many.
+
+  // What a lane has to do of a unit: cells from this one on, and chunks.
   struct Piece {
-    int first_cell, first_chunk;
-    bool exists;
+    int cell, chunk;
   };
-
-  __device__ void begin_box() {
-    place_[kInput] = place_of<kInput>();
-    place_[kGradOutput] = place_of<kGradOutput>();
-  }
-  template <int kRegion>
-  __device__ Place place_of() const {
-    const TensorReduction& cut = in_.cut;
-    const Region& region = cut.region[kRegion];
-    const Volume<T>& volume = in_.volume[kRegion];
-    const int limit[3] = {511, 511, 2047};
-    int64_t voxel = 0;
-    int low[3], high[3], origin = 0;
-#pragma unroll
-    for (int axis = 0; axis < 3; ++axis) {
-      const ReductionAxis& along = cut.axis[axis];
-      origin = walk_.box[axis] * along.voxels;
-      if (kRegion == kGradOutput) {
-        origin = origin * along.stride - along.padding + own_.first_tap[axis] * along.dilation;
-      }
-      const int extent = region.axis[axis].extent, last = extent - 1 - origin;
-      voxel = voxel * extent + origin;
-      low[axis] = last < 0 ? limit[axis] : smaller(larger(-origin, 0), limit[axis]);
-      high[axis] = smaller(larger(last, 0), limit[axis]);
-    }
-    Place place;
-    place.begins_before = origin & (region.span - 1);
-    place.low = packed_shifts(low[0], low[1], low[2]);
-    place.high = packed_shifts(high[0], high[1], high[2]) | kGuards;
-    place.data = reinterpret_cast<const char*>(volume.data + walk_.sample * volume.sample_elements) +
-                 static_cast<int64_t>(own_.first_channel(cut, kRegion)) * volume.channel_stride +
-                 (voxel - place.begins_before) * volume.voxel_stride;
-    return place;
-  }
-
-  template <int kRegion, Fetch kFetch>
   __device__ Piece piece_of(int unit) const {
     const Volume<T>& volume = in_.volume[kRegion];
     const int group = volume.by_unit_cells.quotient(unit), rest = unit - group * volume.by_unit_cells.value;
-    const int sharers = sharers_of<kRegion, kFetch>();
-    return {rest / sharers, group * Unit<T, kFetch>::kChunks * sharers + (rest & (sharers - 1)), unit < volume.units};
+    return {rest / sharers(), group * Shape::kChunks * sharers() + (rest & (sharers() - 1))};
   }
-  template <int kRegion, Fetch kFetch>
-  __device__ int sharers_of() const {
-    return kFetch == Fetch::vectors ? in_.volume[kRegion].sharers : 1;
-  }
-  // The number of a unit's cell in the tables, or -1.
-  template <int kRegion, Fetch kFetch>
-  __device__ int cell_number(const Piece& piece, int which) const {
+  // The number of its cell of so many, or -1.
+  __device__ int cell_number(int unit, const Piece& piece, int which) const {
     const Volume<T>& volume = in_.volume[kRegion];
-    int cell = piece.first_cell;
-    if (which > 0) cell += volume.by_unit_cells.value / sharers_of<kRegion, kFetch>();
-    if (!piece.exists || cell >= volume.cells) return -1;
-    return kRegion == kInput ? cell : cell + in_.volume[kInput].cells;
+    const int cell = which == 0 ? piece.cell : piece.cell + volume.by_unit_cells.value / sharers();
+    return unit < volume.units && (!Shape::kVectors || cell < volume.cells) ? cell : -1;
   }
 
-  // To the next unit, if there is one. All threads count alike, also those that have nothing left of a box.
-  __device__ bool advance() {
-    unit_ += in_.cut.loading_threads;
-    if (unit_ < in_.units) return true;
-    unit_ = 0;
-    if (++boxes_ == own_.boxes) return false;
-    walk_.advance(in_.cut);
-    begin_box();
-    return true;
+  // Finds the volume at the origin of the present box's region, and the shifts that lie inside: a lane an axis.
+  __device__ void begin_box() {
+    const int axis = smaller(lane_, 2);
+    const Assignment::Along along = own_.along[kRegion][axis];
+    const int origin = walk_.place() * along.step + along.first, last = along.extent - 1 - origin;
+    const int limit = axis == 2 ? 2047 : 511, bit = axis == 2 ? 0 : axis == 1 ? 12 : 22;
+    const int low = last < 0 ? limit : smaller(larger(-origin, 0), limit), high = smaller(larger(last, 0), limit);
+    const int before = axis == 2 ? origin & (Shape::kSpan - 1) : 0;
+    const bool has_axis = lane_ < 3;
+    low_ = ptx::or_of_warp(has_axis ? static_cast<uint32_t>(low) << bit : 0);
+    high_ = ptx::or_of_warp(has_axis ? static_cast<uint32_t>(high) << bit : 0) | kGuards;
+    const int voxel = ptx::sum_of_warp(has_axis ? (origin - before) * along.pitch : 0);
+    const Volume<T>& volume = in_.volume[kRegion];
+    data_ = reinterpret_cast<const char*>(volume.data + walk_.sample() * volume.sample_elements) +
+            static_cast<int64_t>(own_.first_channel(in_.cut, kRegion)) * volume.channel_stride +
+            static_cast<int64_t>(voxel) * volume.voxel_stride;
   }
 
-  __device__ void load(Batch& batch) const {
-    const int unit = unit_ + static_cast<int>(threadIdx.x) - kComputingThreads;
-    if (unit < in_.first_grad_output) {
-      load<kInput>(unit, batch);
-    } else {
-      load<kGradOutput>(unit - in_.first_grad_output, batch);
+  // To the box that the warp's next units are of; none is left where there is none.
+  __device__ void find_unit() {
+    while (unit_ >= units_) {
+      unit_ -= units_;
+      if (--boxes_ == 0) return;
+      walk_.advance(in_.cut, lane_);
+      begin_box();
     }
   }
-  template <int kRegion>
-  __device__ void load(int unit, Batch& batch) const {
-    switch (in_.volume[kRegion].fetch) {
-      case Fetch::vectors:
-        return load<kRegion, Fetch::vectors>(unit, batch);
-      case Fetch::elements:
-        return load<kRegion, Fetch::elements>(unit, batch);
-      case Fetch::pairs:
-        return load<kRegion, Fetch::pairs>(unit, batch);
-      case Fetch::quads:
-        return load<kRegion, Fetch::quads>(unit, batch);
-    }
+  __device__ void advance() {
+    unit_ += step_;
+    find_unit();
   }
-  template <int kRegion, Fetch kFetch>
-  __device__ void load(int unit, Batch& batch) const {
-    using Shape = Unit<T, kFetch>;
-    using Element = typename Shape::Element;
+
+  __device__ int sharers() const { return kFetch == Fetch::vectors ? in_.volume[kRegion].sharers : 1; }
+
+  __device__ __forceinline__ void load(Batch& batch) const {
     const Volume<T>& volume = in_.volume[kRegion];
-    const Place& place = place_[kRegion];
-    const Piece piece = piece_of<kRegion, kFetch>(unit);
-    const int first_channel = piece.first_chunk * kChunk<T>, channels = channels_[kRegion] - first_channel;
-    const int vectors_pitch = 16 * sharers_of<kRegion, kFetch>();
+    batch.unit = unit_ + lane_;
+    const Piece piece = piece_of(batch.unit);
+    const int first_channel = piece.chunk * kChunk<T>;
+    const int channels = own_.channels(in_.cut, kRegion) - first_channel;
+    const int vectors_pitch = 16 * sharers();
     const int64_t pitch = Shape::kVectors ? vectors_pitch : volume.channel_stride;  // from load to load
-    batch.begins_before = place.begins_before;
+    const char* first = data_ + wide_product(first_channel, volume.channel_stride);
 #pragma unroll
     for (int c = 0; c < Shape::kCells; ++c) {
-      const int number = cell_number<kRegion, kFetch>(piece, c);
-      CellTables::Source cell{0, 0};
-      if (number >= 0) cell = tables_.sources[number];
+      const int number = cell_number(batch.unit, piece, c);
+      const bool exists = number >= 0;
+      const Cell& cell = cells_[exists ? number : 0];
+      const uint32_t shifts = cell.shifts;
       // The subtractions leave the guards standing where nothing is borrowed.
-      const bool inside =
-          number >= 0 && (((cell.shifts | kGuards) - place.low) & (place.high - cell.shifts) & kGuards) == kGuards;
-      const char* source = place.data + static_cast<int64_t>(first_channel) * volume.channel_stride +
-                           static_cast<int64_t>(cell.voxel) * volume.voxel_stride;
+      const bool inside = exists && (((shifts | kGuards) - low_) & (high_ - shifts) & kGuards) == kGuards;
+      const char* source = first + wide_product(cell.voxel, volume.voxel_stride);
       uint32_t* word = batch.word + c * Shape::kLoads * Shape::kWords;
       const auto fetch = [&](int i, bool exists) {
-        Element element{};
-        if (exists) element = __ldg(reinterpret_cast<const Element*>(source));
+        typename Shape::Element element{};
+        if (exists) element = load_element(source);
         source = ptx::opaque(source + pitch);  // two instructions, where a multiple of the pitch would be five
         if constexpr (Shape::kWords == 4) {
           word[4 * i] = element.x, word[4 * i + 1] = element.y, word[4 * i + 2] = element.z,
@@ -404,120 +407,110 @@ class Loader {
       }
     }
   }
-
-  __device__ int stage() const { return stage_ < 0 ? stage_ + in_.cut.stages : stage_; }
-
-  // Stores a unit in its box's stage; after the box's last, hands the stage over.
-  __device__ void put(const Batch& batch) {
-    const TensorReduction& cut = in_.cut;
-    if (stored_ == 0 && stage_ >= 0) {
-      ptx::barrier_sync(empty(cut, stage_), kComputingThreads + cut.loading_threads);
-    }
-    const int unit = stored_ + static_cast<int>(threadIdx.x) - kComputingThreads;
-    if (unit < in_.first_grad_output) {
-      store<kInput>(unit, batch);
+  __device__ __forceinline__ typename Shape::Element load_element(const char* source) const {
+    using Element = typename Shape::Element;
+    if constexpr (kAligned) {
+      return __ldg(reinterpret_cast<const Element*>(source));
     } else {
-      store<kGradOutput>(unit - in_.first_grad_output, batch);
-    }
-    stored_ += cut.loading_threads;
-    if (stored_ < in_.units) return;
-    ptx::barrier_arrive(full(stage()), kComputingThreads + cut.loading_threads);
-    stored_ = 0;
-    stage_ = stage_ + 1 == cut.stages ? 0 : stage_ + 1;
-  }
-  template <int kRegion>
-  __device__ void store(int unit, const Batch& batch) const {
-    switch (in_.volume[kRegion].fetch) {
-      case Fetch::vectors:
-        return store<kRegion, Fetch::vectors>(unit, batch);
-      case Fetch::elements:
-        return store<kRegion, Fetch::elements>(unit, batch);
-      case Fetch::pairs:
-        return store<kRegion, Fetch::pairs>(unit, batch);
-      case Fetch::quads:
-        return store<kRegion, Fetch::quads>(unit, batch);
+      alignas(Element) T values[Shape::kSpan];
+#pragma unroll
+      for (int i = 0; i < Shape::kSpan; ++i) values[i] = __ldg(reinterpret_cast<const T*>(source) + i);
+      return *reinterpret_cast<const Element*>(values);
     }
   }
-  template <int kRegion, Fetch kFetch>
-  __device__ void store(int unit, const Batch& batch) const {
-    using Shape = Unit<T, kFetch>;
+
+  // Hands over the stages of boxes of which the warp has nothing left, or nothing at all.
+  __device__ __forceinline__ void close_boxes() {
+    while (stored_ >= units_ && closed_ > 0) {
+      open_box();
+      ptx::barrier_arrive(full(stage_), kComputingThreads + in_.cut.loading_threads);
+      stored_ -= units_;
+      --closed_;
+      stage_ = stage_ + 1 == in_.cut.stages ? 0 : stage_ + 1;
+    }
+  }
+  // Waits until the stage is empty, if that is not known.
+  __device__ __forceinline__ void open_box() {
+    if (opened_ < closed_) return;
+    if (own_.boxes - opened_ >= in_.cut.stages) {
+      ptx::barrier_sync(empty(in_.cut, stage_), kComputingThreads + in_.cut.loading_threads);
+    }
+    --opened_;
+  }
+
+  // Stores a unit in its box's stage.
+  __device__ __forceinline__ void put(const Batch& batch) {
+    open_box();
     const Region& region = in_.cut.region[kRegion];
-    const Piece piece = piece_of<kRegion, kFetch>(unit);
-    const int sharers = sharers_of<kRegion, kFetch>(), chunks = region.chunks - piece.first_chunk;
-    unsigned char* to =
-        stages_ + stage() * in_.cut.stage_bytes + region.offset + piece.first_chunk * region.chunk_pitch;
+    const Piece piece = piece_of(batch.unit);
+    const int chunks = region.chunks - piece.chunk;
+    const uint32_t to = ptx::opaque(stages_ + stage_ * in_.cut.stage_bytes + piece.chunk * region.chunk_pitch);
 #pragma unroll
     for (int c = 0; c < Shape::kCells; ++c) {
-      const int number = cell_number<kRegion, kFetch>(piece, c);
-      if (number < 0) continue;
-      const uint32_t place = tables_.places[number];
+      const int number = cell_number(batch.unit, piece, c);
+      const uint2 both = *reinterpret_cast<const uint2*>(cells_[number >= 0 ? number : 0].slot);
       const uint32_t* word = batch.word + c * (16 / Shape::kCells);
-      int slots[Shape::kSpan] = {static_cast<int>(place & 0xffff)};
-      if constexpr (Shape::kSpan > 1) {
-        const int16_t* columns =
-            tables_.columns[kRegion] + Region::kMargin + (static_cast<int>(place >> 16) - batch.begins_before);
-        const int line = slots[0];
 #pragma unroll
-        for (int i = 0; i < Shape::kSpan; ++i) slots[i] = columns[i] < 0 ? -1 : line + columns[i];
-      }
-      if constexpr (sizeof(T) == 4 && kRegion == kInput) {
-        store_spread<kFetch>(word, slots, to, chunks, sharers);
-      } else {
-#pragma unroll
-        for (int i = 0; i < Shape::kSpan; ++i) {
-          if (slots[i] < 0) continue;
+      for (int i = 0; i < Shape::kSpan; ++i) {
+        const uint32_t pair = i < 2 ? both.x : both.y;
+        const int slot = static_cast<int>(i % 2 == 0 ? pair << 16 : pair) >> 16;
+        const bool exists = number >= 0 && slot >= 0;
+        if constexpr (kSpreads) {
+          store_spread(exists, word, i, slot, to, chunks);
+        } else {
 #pragma unroll
           for (int chunk = 0; chunk < Shape::kChunks; ++chunk) {
-            if ((chunk > 0 || Shape::kVectors) && chunk * sharers >= chunks) break;
-            *reinterpret_cast<uint4*>(to + slots[i] * 16 + chunk * sharers * region.chunk_pitch) =
-                chunk_of<kFetch>(word + chunk * (16 / Shape::kCells / Shape::kChunks), i);
+            ptx::store_shared_if(exists && has_chunk(chunk, chunks),
+                                 to + slot * 16 + chunk * sharers() * region.chunk_pitch,
+                                 chunk_of(word + chunk * (16 / Shape::kCells / Shape::kChunks), i));
           }
         }
       }
     }
+    stored_ += step_;
+    close_boxes();
   }
-  // x in float32 lies as [4 slots][channel][16 bytes].
-  template <Fetch kFetch, int kSpan>
-  __device__ void store_spread(const uint32_t* word, const int (&slots)[kSpan], unsigned char* to, int chunks,
-                               int sharers) const {
-    using Shape = Unit<T, kFetch>;
+  // Whether the region has one of a unit's chunks, from the first of which it has so many.
+  __device__ bool has_chunk(int chunk, int chunks) const {
+    return (chunk == 0 && !Shape::kVectors) || chunk * sharers() < chunks;
+  }
+  // x in float32 lies as [4 slots][channel][16 bytes]. Four neighbours share 16 bytes, as reduction.cpp sees to.
+  static constexpr bool kSpreads = sizeof(T) == 4 && kRegion == kInput;
+  __device__ __forceinline__ void store_spread(bool exists, const uint32_t* word, int position, int slot, uint32_t to,
+                                               int chunks) const {
     const Region& region = in_.cut.region[kInput];
-    const auto at = [&](int slot) { return to + (slot >> 2) * region.slot_pitch + (slot & 3) * 4; };
-    if constexpr (kSpan == 4) {
-      // Four slots that share 16 bytes.
-      if (slots[0] % 4 == 0 && slots[1] == slots[0] + 1 && slots[2] == slots[0] + 2 && slots[3] == slots[0] + 3) {
-        uint4* quads = reinterpret_cast<uint4*>(at(slots[0]));
+    const uint32_t at = to + (slot >> 2) * region.slot_pitch + (slot & 3) * 4;
+    if constexpr (Shape::kSpan == 4) {
+      if (position > 0) return;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          quads[i] = make_uint4(rounded(word[4 * i]), rounded(word[4 * i + 1]), rounded(word[4 * i + 2]),
-                                rounded(word[4 * i + 3]));
-        }
-        return;
+      for (int i = 0; i < 4; ++i) {
+        ptx::store_shared_if(exists, at + 16 * i,
+                             make_uint4(rounded(word[4 * i]), rounded(word[4 * i + 1]), rounded(word[4 * i + 2]),
+                                        rounded(word[4 * i + 3])));
       }
-    }
-#pragma unroll
-    for (int i = 0; i < kSpan; ++i) {
-      if (slots[i] < 0) continue;
+    } else {
 #pragma unroll
       for (int chunk = 0; chunk < Shape::kChunks; ++chunk) {
-        if ((chunk > 0 || Shape::kVectors) && chunk * sharers >= chunks) break;
-        const uint4 values = chunk_of<kFetch>(word + chunk * (16 / Shape::kCells / Shape::kChunks), i);
-        uint32_t* elements = reinterpret_cast<uint32_t*>(at(slots[i]) + chunk * sharers * region.chunk_pitch);
-        elements[0] = values.x, elements[4] = values.y, elements[8] = values.z, elements[12] = values.w;
+        const bool has = exists && has_chunk(chunk, chunks);
+        const uint4 values = chunk_of(word + chunk * (16 / Shape::kCells / Shape::kChunks), position);
+        const uint32_t elements = at + chunk * sharers() * region.chunk_pitch;
+        ptx::store_shared_if(has, elements, values.x);
+        ptx::store_shared_if(has, elements + 16, values.y);
+        ptx::store_shared_if(has, elements + 32, values.z);
+        ptx::store_shared_if(has, elements + 48, values.w);
       }
     }
   }
   // 16 bytes of channels of one position, from a unit's words.
-  template <Fetch kFetch>
   __device__ static uint4 chunk_of(const uint32_t* word, int position) {
-    constexpr int kSpan = Unit<T, kFetch>::kSpan;
-    if constexpr (kFetch == Fetch::vectors) {
+    if constexpr (Shape::kVectors) {
       return make_uint4(rounded(word[0]), rounded(word[1]), rounded(word[2]), rounded(word[3]));
     } else if constexpr (sizeof(T) == 4) {
+      constexpr int kSpan = Shape::kSpan;
       return make_uint4(rounded(word[position]), rounded(word[kSpan + position]), rounded(word[2 * kSpan + position]),
                         rounded(word[3 * kSpan + position]));
     } else {
-      constexpr int kWords = Unit<T, kFetch>::kWords;
+      constexpr int kWords = Shape::kWords;
       const uint32_t halves = position % 2 == 0 ? 0x5410 : 0x7632;
       const uint32_t* own = word + position / 2;
       return make_uint4(__byte_perm(own[0], own[kWords], halves), __byte_perm(own[2 * kWords], own[3 * kWords], halves),
@@ -529,16 +522,46 @@ class Loader {
 
   const Arguments<T>& in_;
   const Assignment& own_;
-  const CellTables tables_;
-  unsigned char* stages_;
+  const Cell* cells_;
+  const uint32_t stages_;
+  const int lane_, step_, units_;  // from one of the warp's units to the next, and of a box, made up to whole warps
   // What is loaded next.
-  BoxWalk walk_;
-  Place place_[2];
-  int channels_[2];
-  int boxes_ = 0, unit_ = 0;
+  LaneWalk walk_;
+  const char* data_ = nullptr;
+  uint32_t low_ = 0, high_ = 0;
+  int boxes_;  // that are left
+  int unit_;
   // What is stored next.
-  int stored_ = 0, stage_;  // the latter first runs from -stages to -1, while nothing has to be waited for
+  int opened_, closed_;  // likewise
+  int stage_ = 0, stored_;
 };
+
+// The loading warps of one region.
+template <class T, bool kRound, int kRegion>
+__device__ void load_boxes(const Arguments<T>& in, const Assignment& own, const Cell* cells, unsigned char* stages,
+                           int warp, int warps) {
+  const auto run = [&](auto fetch, auto aligned) {
+    Loader<T, kRound, kRegion, decltype(fetch)::value, decltype(aligned)::value>(in, own, cells, stages, warp, warps)
+        .run();
+  };
+  const auto run_span = [&](auto fetch) {
+    if (in.volume[kRegion].aligned) {
+      run(fetch, std::true_type());
+    } else {
+      run(fetch, std::false_type());
+    }
+  };
+  switch (in.volume[kRegion].fetch) {
+    case Fetch::vectors:
+      return run(std::integral_constant<Fetch, Fetch::vectors>(), std::true_type());
+    case Fetch::elements:
+      return run(std::integral_constant<Fetch, Fetch::elements>(), std::true_type());
+    case Fetch::pairs:
+      return run_span(std::integral_constant<Fetch, Fetch::pairs>());
+    case Fetch::quads:
+      return run_span(std::integral_constant<Fetch, Fetch::quads>());
+  }
+}
 
 // The one by which the computing warps wait for each other.
 constexpr int kSumsBarrier = 15;
@@ -910,15 +933,12 @@ __global__ void __launch_bounds__(Threads<4 * Pairs * Columns, Ieee>::kAll, 1)
   Assignment& own = *reinterpret_cast<Assignment*>(shared);
   if (threadIdx.x == 0) own = Assignment(cut);
   const Region* regions = cut.region;
-  const int cells[2] = {regions[kInput].cells(), regions[kGradOutput].cells()};
-  CellTables tables;
-  tables.sources = reinterpret_cast<CellTables::Source*>(shared + sizeof(Assignment));
-  Band* bands = reinterpret_cast<Band*>(tables.sources + cells[0] + cells[1]);
+  Cell* cells[2];
+  cells[kInput] = reinterpret_cast<Cell*>(shared + sizeof(Assignment));
+  cells[kGradOutput] = cells[kInput] + regions[kInput].cells();
+  Band* bands = reinterpret_cast<Band*>(cells[kGradOutput] + regions[kGradOutput].cells());
   const int all_bands = 2 * Pairs * cut.row_warps;
   int32_t* steps = reinterpret_cast<int32_t*>(bands + all_bands);
-  tables.places = reinterpret_cast<uint32_t*>(steps + cut.steps);
-  tables.columns[kInput] = reinterpret_cast<int16_t*>(tables.places + cells[0] + cells[1]);
-  tables.columns[kGradOutput] = tables.columns[kInput] + regions[kInput].columns;
   unsigned char* stages = shared + cut.table_bytes;
   // The stages are still free for the axes' tables.
   Along* axes = reinterpret_cast<Along*>(stages);
@@ -928,14 +948,12 @@ __global__ void __launch_bounds__(Threads<4 * Pairs * Columns, Ieee>::kAll, 1)
       axes += regions[region].axis[axis].entries;
     }
   }
-  const int columns = regions[kInput].columns + regions[kGradOutput].columns;
-  for (int column = threadIdx.x; column < columns; column += blockDim.x) tables.columns[kInput][column] = -1;
   tabulate_bands(in, all_bands, bands);
   tabulate_steps(cut, steps);
   __syncthreads();
   axes = reinterpret_cast<Along*>(stages);
   for (int region = 0; region < 2; ++region) {
-    tabulate(regions[region], axes, tables, region == kInput ? 0 : cells[0], tables.columns[region]);
+    tabulate(regions[region], axes, own.along[region][2].first & (regions[region].span - 1), cells[region]);
     for (int axis = 0; axis < 3; ++axis) axes += regions[region].axis[axis].entries;
   }
   __syncthreads();
@@ -946,7 +964,16 @@ __global__ void __launch_bounds__(Threads<4 * Pairs * Columns, Ieee>::kAll, 1)
     write_sums<T, Pairs, Columns>(in, own, bands, stages, sum);
   } else {
     ptx::give_up_registers<Threads<4 * Pairs * Columns, Ieee>::kLoadingRegisters>();
-    Loader<T, sizeof(T) == 4 && !Ieee>(in, own, tables, stages).run();
+    constexpr bool kRound = sizeof(T) == 4 && !Ieee;
+    // From one lane, so that the compiler knows that it is the whole warp's.
+    const int warp = __shfl_sync(0xffffffff, (static_cast<int>(threadIdx.x) - kComputingThreads) / 32, 0);
+    const int warps = cut.loading_threads / 32;
+    if (warp < in.input_warps) {
+      load_boxes<T, kRound, kInput>(in, own, cells[kInput], stages, warp, in.input_warps);
+    } else {
+      load_boxes<T, kRound, kGradOutput>(in, own, cells[kGradOutput], stages, warp - in.input_warps,
+                                         warps - in.input_warps);
+    }
   }
 #endif
 }
@@ -965,6 +992,7 @@ Volume<T> make_volume(const Problem& problem, const Region& region, const T* dat
   volume.cells = region.cells();
   const bool vectors = channels_last && aligned;
   const Units units(region, vectors, kSize);
+  volume.aligned = vectors || reinterpret_cast<uintptr_t>(data) % (region.span * sizeof(T)) == 0;
   volume.fetch = vectors            ? Fetch::vectors
                  : region.span == 4 ? Fetch::quads
                  : region.span == 2 ? Fetch::pairs
@@ -1006,16 +1034,14 @@ void reduce_tensor(const Problem& problem, const TensorReduction& reduction, con
   arguments.cut = reduction;
   const T* data[2] = {input, grad_output};
   for (int side = 0; side < 2; ++side) {
-    Region& region = arguments.cut.region[side];
-    if (reinterpret_cast<uintptr_t>(data[side]) % (region.span * sizeof(T)) != 0) region.span = 1;
     const bool is_input = side == kInput;
-    arguments.volume[side] =
-        make_volume<T>(problem, region, data[side], is_input ? problem.in_channels : problem.out_channels,
-                       is_input ? problem.group_in_channels() : problem.group_out_channels(),
-                       is_input ? problem.input_voxels() : problem.output_voxels());
+    arguments.volume[side] = make_volume<T>(problem, reduction.region[side], data[side],
+                                            is_input ? problem.in_channels : problem.out_channels,
+                                            is_input ? problem.group_in_channels() : problem.group_out_channels(),
+                                            is_input ? problem.input_voxels() : problem.output_voxels());
   }
-  arguments.first_grad_output = (arguments.volume[kInput].units + 31) / 32 * 32;
-  arguments.units = arguments.first_grad_output + arguments.volume[kGradOutput].units;
+  arguments.input_warps = warps_of_input(arguments.volume[kInput].units, arguments.volume[kGradOutput].units,
+                                         reduction.loading_threads / 32);
   arguments.partials = partials;
   arguments.partial_elements = problem.weight_elements();
   arguments.channels_last = problem.layout == Layout::ndhwc;
