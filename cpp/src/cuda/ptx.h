@@ -38,6 +38,13 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+__device__ __forceinline__ uint4 load_shared(uint32_t address) {
+  uint4 values;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(values.x), "=r"(values.y), "=r"(values.z), "=r"(values.w)
+               : "r"(address));
+  return values;
+}
 // A predicated store each, where the compiler would branch around it.
 __device__ __forceinline__ void store_shared_if(bool condition, uint32_t address, uint32_t value) {
   asm volatile(
@@ -105,8 +112,11 @@ __device__ __forceinline__ float round_to_tf32(float value) {
 }
 
 // The same for a tensor core alone, which looks at no more than those bits: the ones below are left as they come.
+// Half a unit of the last place that it keeps is added, 2^-11 of the power of two: two instructions, which leave what
+// is not finite so.
 __device__ __forceinline__ uint32_t rounded_for_tf32(uint32_t bits) {
-  return fabsf(__uint_as_float(bits)) < __uint_as_float(0x7f800000u) ? bits + 0x1000u : bits;
+  const float power = __uint_as_float(bits & 0xff800000u);
+  return __float_as_uint(fmaf(power, 1.0f / 2048, __uint_as_float(bits)));
 }
 
 // d += a @ b on one warp: 16 x 8 sums over 32 bytes (float as tf32: 8 products, half types: 16).

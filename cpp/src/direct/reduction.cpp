@@ -71,6 +71,7 @@ int64_t finish_grad_output(Region& region, int64_t channels, int64_t element_siz
     along.step = along.places;
     for (int32_t& slot : along.tap_slot) slot *= along.slot_pitch;
     slots *= along.places;
+    if (axis == 2) slots |= 1;  // neighbouring lines, too, are stored to banks of their own
   }
   // Neighbouring chunks lie half of the 32 banks apart, so that eight float32 channels of four voxels, or two chunks of
   // four positions, meet every bank once.
@@ -90,16 +91,30 @@ int64_t finish_input(Region& region, const ReductionAxis (&axis)[3], int64_t cha
     steps *= axis[a].voxels / axis[a].step;
   }
   // `steps` is now the number of voxels. Both pitches are odd multiples of 16 bytes, against bank conflicts.
-  if (element_size == 4) {
-    region.slot_bits = 2;
+  if (element_size == 4 || region.copied) {
+    region.slot_bits = element_size == 4 ? 2 : 3;
     region.slot_pitch = static_cast<int32_t>(16 * channels + 16);
-    region.chunk_pitch = 64;
-    return steps / 4 * region.slot_pitch;
+    region.chunk_pitch = static_cast<int32_t>(16 * 16 / element_size);
+    return steps * element_size / 16 * region.slot_pitch;
   }
   region.slot_bits = 0;
   region.slot_pitch = 16;
   region.chunk_pitch = static_cast<int32_t>(16 * steps + 16);
   return int64_t{region.chunks} * region.chunk_pitch;
+}
+
+// Of so many loading warps, those that should bring x.
+int32_t warps_of_input(double input_work, double grad_output_work, int32_t warps) {
+  int32_t best = 1;
+  double least = std::numeric_limits<double>::infinity();
+  for (int32_t own = 1; own < warps; ++own) {
+    const double most = std::max(input_work / own, grad_output_work / (warps - own));
+    if (most < least) {
+      least = most;
+      best = own;
+    }
+  }
+  return best;
 }
 
 // The search for the cheapest cut. Costs are clock cycles of one multiprocessor of an H200, by the rates below; other
@@ -270,12 +285,12 @@ class Search {
     for (int axis = 0; axis < 3; ++axis) grad_output.axis[axis] = grad_output_axis_[axis];
     // Positions are 32-bit numbers from the region's origin.
     if (reach(grad_output.axis[0]) * output_[1] * output_[2] > std::numeric_limits<int32_t>::max()) return;
+    choose_span(input, cut.axis[2], false);
+    choose_span(grad_output, cut.axis[2], true);
     const int64_t input_bytes = finish_input(input, cut.axis, cut.columns_per_tile, element_);
     const int64_t grad_output_bytes = finish_grad_output(grad_output, cut.channel_bands * 8, element_);
     grad_output.offset = static_cast<int32_t>(round_up(input_bytes, 128));
     const int64_t stage_bytes = grad_output.offset + round_up(grad_output_bytes, 128);
-    choose_span(input, cut.axis[2], false);
-    choose_span(grad_output, cut.axis[2], true);
     const int64_t cells = int64_t{input.cells()} + grad_output.cells();
     const int64_t table_bytes = round_up(TensorReduction::kAssignmentBytes + TensorReduction::kCellBytes * cells +
                                              16 * warp_tile(cut).pairs * cut.row_warps + 4 * cut.steps,
@@ -284,6 +299,8 @@ class Search {
     const int64_t tile_bytes = 4 * taps_of(cut) * 8 * cut.channel_bands * cut.columns_per_tile;
     if (stages < 2 || stages * stage_bytes < tile_bytes) return;  // the sums leave through the stages
     cut.stages = static_cast<int32_t>(stages);
+    cut.input_warps =
+        warps_of_input(loading_work(cut, kInput), loading_work(cut, kGradOutput), cut.loading_threads / 32);
     cut.stage_bytes = static_cast<int32_t>(stage_bytes);
     cut.table_bytes = static_cast<int32_t>(table_bytes);
     const int64_t boxes = problem_.batch * cut.axis[0].voxel_boxes * cut.axis[1].voxel_boxes * cut.axis[2].voxel_boxes;
@@ -293,11 +310,19 @@ class Search {
   }
 
   // Neighbours are loaded together where rows begin at multiples of so many, and enough of them are wanted. Spans begin
-  // where the volume's do, some columns before the region, in all boxes alike; in x, four are of one step.
+  // where the volume's do, some columns before the region, in all boxes alike; in x, they are of one step.
   void choose_span(Region& region, const ReductionAxis& along, bool is_grad_output) const {
     const RegionAxis& width = region.axis[2];
     region.span = 1;
+    region.copied = false;
     if (problem_.layout != Layout::ncdhw) return;
+    const int32_t copied = static_cast<int32_t>(16 / element_);
+    if (!is_grad_output && width.extent % copied == 0 && along.step % copied == 0) {
+      region.span = copied;
+      region.spans = width.entries / copied;
+      region.copied = true;
+      return;
+    }
     const int64_t box_step = is_grad_output ? int64_t{along.voxels} * along.stride : along.voxels;
     for (int32_t span = 4; span > 1; span /= 2) {
       if (width.extent % span != 0 || (along.voxel_boxes > 1 && box_step % span != 0)) continue;
@@ -367,15 +392,12 @@ class Search {
 
   // What its loads take: warps share each region's units, and take as long for each.
   double load_cost(const TensorReduction& cut) const {
-    double sectors = 0;
-    int32_t units[2];
-    bool vectors = false;
+    double sectors = 0, work[2];
     for (int side = 0; side < 2; ++side) {
       const Region& region = cut.region[side];
       const int32_t group_channels = side == kInput ? cut.in_channels : cut.out_channels;
       const int32_t channels = std::min<int32_t>(group_channels, region.chunks * 16 / static_cast<int32_t>(element_));
-      vectors = problem_.layout == Layout::ndhwc && group_channels * element_ % 16 == 0;
-      units[side] = Units(region, vectors, static_cast<int>(element_)).count;
+      work[side] = loading_work(cut, side);
       // Rows of a volume are fetched in sectors of 32 bytes.
       const double rows = static_cast<double>(region.entries) / region.axis[2].entries;
       const double row_bytes = static_cast<double>(reach(region.axis[2]) * element_);
@@ -383,12 +405,16 @@ class Search {
                      ? region.entries * (static_cast<double>(channels * element_) / 32 + 0.5)
                      : rows * channels * std::min<double>(row_bytes / 32 + 0.9, region.axis[2].entries);
     }
-    const int32_t warps = cut.loading_threads / 32, input = warps_of_input(units[kInput], units[kGradOutput], warps);
-    const double of_warp = std::max(static_cast<double>(units[kInput]) / input,
-                                    static_cast<double>(units[kGradOutput]) / (warps - input)) /
-                           32;
-    const double unit = (vectors ? kUnitOfVectors : kUnit) * (cut.loading_threads > 256 ? kCrowded : 1);
-    return kLoadBox + unit * of_warp + kSector * sectors;
+    const double of_warp =
+        std::max(work[kInput] / cut.input_warps, work[kGradOutput] / (cut.loading_threads / 32 - cut.input_warps));
+    return kLoadBox + of_warp * (cut.loading_threads > 256 ? kCrowded : 1) + kSector * sectors;
+  }
+  // Cycles of one warp, if it brought all of a region.
+  double loading_work(const TensorReduction& cut, int side) const {
+    const int32_t group_channels = side == kInput ? cut.in_channels : cut.out_channels;
+    const bool vectors = problem_.layout == Layout::ndhwc && group_channels * element_ % 16 == 0;
+    const Units units(cut.region[side], vectors, static_cast<int>(element_));
+    return units.count * units.cycles / 32;
   }
 
   // Both run side by side, but not perfectly so.
@@ -400,7 +426,7 @@ class Search {
   // Fitted to 3577 measured cuts of 26 layers on an H200; off by 7 % for loads, 6 % for products, 4 % for both.
   static constexpr double kLargest = 1.82, kOthers = 0.06, kProductBox = 440;
   static constexpr double kSynchronousStep = 0.7, kSynchronousBox = 630;
-  static constexpr double kUnit = 500, kUnitOfVectors = 700, kSector = 0.45, kLoadBox = 600;
+  static constexpr double kSector = 0.45, kLoadBox = 600;
   static constexpr double kCrowded = 1.2;  // with 384 loading threads; estimated
   static constexpr double kLonger = 0.93, kShorter = 0.34;
   static constexpr double kBlockCycles = 25000, kSumCycles = 0.2;
@@ -427,28 +453,21 @@ bool fits(const Problem& problem) {
 
 }  // namespace
 
-Units::Units(const Region& region, bool vectors, int element_size)
-    : together(region.cells()), count(1), sharers(vectors && region.chunks > 2 ? 2 : 1) {
+Units::Units(const Region& region, bool vectors, int element_size) : together(region.cells()) {
+  if (region.copied) {
+    count = together * ceil_divide(region.chunks * 16 / element_size, kCopiedChannels);
+    cycles = element_size == 4 ? 250 : 120;
+    return;
+  }
   int32_t chunks = chunks_of_unit(region.span, element_size);
+  cycles = 500;
   if (vectors) {
+    sharers = region.chunks > 2 ? 2 : 1;
     together = ceil_divide(together, 2) * sharers;
     chunks = 2 * sharers;
+    cycles = 700;
   }
   count = together * ceil_divide(region.chunks, chunks);
-}
-
-int32_t warps_of_input(int32_t input_units, int32_t grad_output_units, int32_t warps) {
-  int32_t best = 1;
-  double least = std::numeric_limits<double>::infinity();
-  for (int32_t own = 1; own < warps; ++own) {
-    const double most =
-        std::max(static_cast<double>(input_units) / own, static_cast<double>(grad_output_units) / (warps - own));
-    if (most < least) {
-      least = most;
-      best = own;
-    }
-  }
-  return best;
 }
 
 bool cut_tensor_reduction(const Problem& problem, const Target& target, int64_t budget, TensorReduction& reduction) {

@@ -65,15 +65,17 @@ struct RegionAxis {
 // A block's part of x or gy in shared memory. A position's slot is the sum of its slots along the axes.
 // gy lies as [16 bytes of channels][slot][16 bytes]: as each slot is 16 bytes, a tap may shift the slots as it likes.
 // x is not shifted, and its slots are in the order of the products. Those want voxels as the inner index where an
-// element has 4 bytes: [4 slots][channel][16 bytes]. Half types are transposed on the way: x lies as gy does.
+// element has 4 bytes: [4 slots][channel][16 bytes]; half types lie likewise, [8 slots][channel][16 bytes], where rows
+// can be copied so, and else as gy does, to be transposed by the products.
 struct Region {
   RegionAxis axis[3];
   int32_t entries = 0;
-  int32_t span = 1;         // positions that are loaded together along the width: 1, 2 or 4
+  int32_t span = 1;         // positions that are loaded together along the width: 1, 2 or 4, or 8 that are copied
   int32_t spans = 0;        // of a line, where they are several
+  bool copied = false;      // x alone: 16 bytes of voxels at a time, as they lie in global memory
   int32_t chunks = 0;       // of 16 bytes of channels
   int32_t chunk_pitch = 0;  // bytes
-  int32_t slot_bits = 0;    // x in float32: 2, as 4 slots share 16 bytes
+  int32_t slot_bits = 0;    // x with voxels inside: 2 or 3, as 4 or 8 slots share 16 bytes
   int32_t slot_pitch = 16;  // bytes, of such a group of slots
   int32_t offset = 0;       // bytes from a stage's beginning
 
@@ -95,16 +97,17 @@ constexpr CONVT3D_HOST_DEVICE int chunks_of_unit(int span, int element_size) {
   return (span * element_size < 4 ? 16 : 64 / (span * element_size)) * element_size / 16;
 }
 
+// Channels of a cell of x that a thread copies at once.
+constexpr int kCopiedChannels = 8;
+
 // The units of a region: `together` follow each other before those of the next channels begin.
 struct Units {
   int32_t together = 1, count = 1;
   int32_t sharers = 1;  // neighbouring threads that take a cell's chunks in turn, so that their loads fill a sector
+  double cycles = 0;    // that a warp takes for its 32
 
   Units(const Region& region, bool vectors, int element_size);
 };
-
-// Of so many loading warps, those that bring x, where the others bring gy.
-int32_t warps_of_input(int32_t input_units, int32_t grad_output_units, int32_t warps);
 
 struct ReductionAxis {
   int32_t kernel = 1, stride = 1, padding = 0, dilation = 1;
@@ -132,6 +135,7 @@ struct TensorReduction {
   int32_t tiles = 1;             // all of them, the groups' too
 
   int32_t loading_threads = 128;
+  int32_t input_warps = 1;  // of them: those that load x, where the others load gy
 
   int32_t boxes = 1;   // of voxels, in all samples
   int32_t parts = 1;   // shares of them, each with a partial sum

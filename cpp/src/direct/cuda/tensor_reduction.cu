@@ -40,8 +40,9 @@ constexpr int kStep = 32 / static_cast<int>(sizeof(T));
 constexpr int kInput = 0, kGradOutput = 1;
 
 // How a loading thread fetches channels: 16 bytes where they are neighbours in memory, and aligned; otherwise one by
-// one, of one position, or of two or four neighbours along the width where rows and tensors are aligned to so many.
-enum class Fetch : int { vectors, elements, pairs, quads };
+// one, of one position, or of two or four neighbours along the width where rows and tensors are aligned to so many. In
+// copies, 16 bytes of such neighbours stay as they are.
+enum class Fetch : int { vectors, elements, pairs, quads, copies };
 
 // What a thread loads at once, a unit: kLoads loads of each of kCells cells make kChunks times 16 bytes of channels.
 template <class T, Fetch kFetch>
@@ -205,14 +206,41 @@ __device__ void tabulate(const RegionAxis& axis, Along* table) {
   }
 }
 
+// The cells of a region in the order in which neighbouring threads take them: some of a line, then as many of the next
+// ones, so that eight of them store to neighbouring banks. Cells of a line lie so many slots apart, lines an odd
+// number.
+struct CellOrder {
+  int in_line, lines, lines_together, cells_together;
+
+  __device__ CellOrder(const Region& region)
+      : in_line(region.cells_of_line()), lines(region.axis[0].entries * region.axis[1].entries) {
+    const int stride = region.axis[2].stride, apart = region.span % stride == 0 ? region.span / stride : 1;
+    lines_together = region.copied ? 1 : smaller(apart, 4);
+    cells_together = 8 / lines_together;
+  }
+
+  __device__ void find(int index, int& line, int& in_width) const {
+    const int block = index / (lines_together * in_line), first_line = block * lines_together;
+    const int own_lines = smaller(lines_together, lines - first_line), whole = in_line / cells_together;
+    int rest = index - block * lines_together * in_line;
+    const int column_block = smaller(rest / (cells_together * own_lines), whole);
+    rest -= column_block * cells_together * own_lines;
+    const int cells = column_block < whole ? cells_together : in_line - whole * cells_together;
+    line = first_line + rest / cells;
+    in_width = column_block * cells_together + rest % cells;
+  }
+};
+
 // Writes all cells of a region from the tables of its height and depth, and of its width where cells are single
 // positions; else cells begin where the volume's do, `before` columns before the region.
 __device__ void tabulate(const Region& region, const Along* widths, int before, Cell* cells) {
   const Along* heights = widths + region.axis[2].entries;
   const Along* depths = heights + region.axis[1].entries;
-  const int in_line = region.cells_of_line();
+  const CellOrder order(region);
   for (int index = threadIdx.x; index < region.cells(); index += blockDim.x) {
-    const int line = index / in_line, plane = line / region.axis[1].entries, in_width = index - line * in_line;
+    int line, in_width;
+    order.find(index, line, in_width);
+    const int plane = line / region.axis[1].entries;
     const Along depth = depths[plane], height = heights[line - plane * region.axis[1].entries];
     const int line_slot = depth.slot + height.slot, shift = region.span * in_width;
     Cell cell;
@@ -253,6 +281,66 @@ static_assert(sizeof(Assignment) == TensorReduction::kAssignmentBytes && sizeof(
 __device__ int full(int stage) { return 1 + stage; }
 __device__ int empty(const TensorReduction& cut, int stage) { return 1 + cut.stages + stage; }
 
+// Where a warp is that goes through a region's boxes: the volume at the region's origin, and the shifts that lie
+// inside. Cells of kSpan columns begin where the volume's do, up to so many less one before the region.
+template <class T, int kRegion, int kSpan>
+class Place {
+ public:
+  __device__ Place(const Arguments<T>& in, const Assignment& own)
+      : in_(in), own_(own), lane_(static_cast<int>(threadIdx.x) % 32), walk_(in.cut, own.first_box, lane_) {
+    find();
+  }
+
+  __device__ void advance() {
+    walk_.advance(in_.cut, lane_);
+    find();
+  }
+
+  // The channels from one on, `voxel` voxels behind the origin.
+  __device__ const char* data(int channel, int voxel) const {
+    const Volume<T>& volume = in_.volume[kRegion];
+    return data_ + wide_product(channel, volume.channel_stride) + wide_product(voxel, volume.voxel_stride);
+  }
+  __device__ bool is_inside(uint32_t shifts) const {
+    // The subtractions leave the guards standing where nothing is borrowed.
+    return (((shifts | kGuards) - low_) & (high_ - shifts) & kGuards) == kGuards;
+  }
+
+ private:
+  // Of two numbers that are not negative: one instruction.
+  __device__ static int64_t wide_product(int32_t first, int32_t second) {
+    return static_cast<int64_t>(static_cast<uint64_t>(static_cast<uint32_t>(first)) * static_cast<uint32_t>(second));
+  }
+
+  // A lane an axis.
+  __device__ void find() {
+    const int axis = smaller(lane_, 2);
+    const Assignment::Along along = own_.along[kRegion][axis];
+    const int origin = walk_.place() * along.step + along.first, last = along.extent - 1 - origin;
+    const int limit = axis == 2 ? 2047 : 511, bit = axis == 2 ? 0 : axis == 1 ? 12 : 22;
+    const int low = last < 0 ? limit : smaller(larger(-origin, 0), limit), high = smaller(larger(last, 0), limit);
+    const int before = axis == 2 ? origin & (kSpan - 1) : 0;
+    const bool has_axis = lane_ < 3;
+    low_ = ptx::or_of_warp(has_axis ? static_cast<uint32_t>(low) << bit : 0);
+    high_ = ptx::or_of_warp(has_axis ? static_cast<uint32_t>(high) << bit : 0) | kGuards;
+    const int voxel = ptx::sum_of_warp(has_axis ? (origin - before) * along.pitch : 0);
+    const Volume<T>& volume = in_.volume[kRegion];
+    data_ = reinterpret_cast<const char*>(volume.data + walk_.sample() * volume.sample_elements) +
+            static_cast<int64_t>(own_.first_channel(in_.cut, kRegion)) * volume.channel_stride +
+            static_cast<int64_t>(voxel) * volume.voxel_stride;
+  }
+
+  const Arguments<T>& in_;
+  const Assignment& own_;
+  const int lane_;
+  LaneWalk walk_;
+  const char* data_ = nullptr;
+  uint32_t low_ = 0, high_ = 0;
+};
+
+// The numbers of a region's units in a box, made up to whole warps.
+__device__ int whole_warps(int units) { return (units + 31) & ~31; }
+
 // A loading warp, which brings units of one region: the region's warps take 32 of them in turn, through all boxes. Two
 // units are in a thread's registers: while one is stored, the other is on its way, be it another box's.
 template <class T, bool kRound, int kRegion, Fetch kFetch, bool kAligned = true>
@@ -267,8 +355,8 @@ class Loader {
         stages_(ptx::shared_address(stages + in.cut.region[kRegion].offset)),
         lane_(static_cast<int>(threadIdx.x) % 32),
         step_(32 * warps),
-        units_((in.volume[kRegion].units + 31) & ~31),
-        walk_(in.cut, own.first_box, lane_),
+        units_(whole_warps(in.volume[kRegion].units)),
+        place_(in, own),
         boxes_(own.boxes),
         unit_(32 * warp),
         opened_(own.boxes),
@@ -277,7 +365,6 @@ class Loader {
 
   __device__ void run() {
     if (boxes_ == 0) return;
-    begin_box();
     find_unit();
     close_boxes();
     Batch first, second;
@@ -302,11 +389,6 @@ class Loader {
  private:
   using Shape = Unit<T, kFetch>;
 
-  // Of two numbers that are not negative: one instruction.
-  __device__ static int64_t wide_product(int32_t first, int32_t second) {
-    return static_cast<int64_t>(static_cast<uint64_t>(static_cast<uint32_t>(first)) * static_cast<uint32_t>(second));
-  }
-
   // A unit as loaded, so that nothing waits for it before it is stored.
   struct Batch {
     uint32_t word[16];
@@ -329,31 +411,12 @@ class Loader {
     return unit < volume.units && (!Shape::kVectors || cell < volume.cells) ? cell : -1;
   }
 
-  // Finds the volume at the origin of the present box's region, and the shifts that lie inside: a lane an axis.
-  __device__ void begin_box() {
-    const int axis = smaller(lane_, 2);
-    const Assignment::Along along = own_.along[kRegion][axis];
-    const int origin = walk_.place() * along.step + along.first, last = along.extent - 1 - origin;
-    const int limit = axis == 2 ? 2047 : 511, bit = axis == 2 ? 0 : axis == 1 ? 12 : 22;
-    const int low = last < 0 ? limit : smaller(larger(-origin, 0), limit), high = smaller(larger(last, 0), limit);
-    const int before = axis == 2 ? origin & (Shape::kSpan - 1) : 0;
-    const bool has_axis = lane_ < 3;
-    low_ = ptx::or_of_warp(has_axis ? static_cast<uint32_t>(low) << bit : 0);
-    high_ = ptx::or_of_warp(has_axis ? static_cast<uint32_t>(high) << bit : 0) | kGuards;
-    const int voxel = ptx::sum_of_warp(has_axis ? (origin - before) * along.pitch : 0);
-    const Volume<T>& volume = in_.volume[kRegion];
-    data_ = reinterpret_cast<const char*>(volume.data + walk_.sample() * volume.sample_elements) +
-            static_cast<int64_t>(own_.first_channel(in_.cut, kRegion)) * volume.channel_stride +
-            static_cast<int64_t>(voxel) * volume.voxel_stride;
-  }
-
   // To the box that the warp's next units are of; none is left where there is none.
   __device__ void find_unit() {
     while (unit_ >= units_) {
       unit_ -= units_;
       if (--boxes_ == 0) return;
-      walk_.advance(in_.cut, lane_);
-      begin_box();
+      place_.advance();
     }
   }
   __device__ void advance() {
@@ -371,16 +434,13 @@ class Loader {
     const int channels = own_.channels(in_.cut, kRegion) - first_channel;
     const int vectors_pitch = 16 * sharers();
     const int64_t pitch = Shape::kVectors ? vectors_pitch : volume.channel_stride;  // from load to load
-    const char* first = data_ + wide_product(first_channel, volume.channel_stride);
 #pragma unroll
     for (int c = 0; c < Shape::kCells; ++c) {
       const int number = cell_number(batch.unit, piece, c);
       const bool exists = number >= 0;
       const Cell& cell = cells_[exists ? number : 0];
-      const uint32_t shifts = cell.shifts;
-      // The subtractions leave the guards standing where nothing is borrowed.
-      const bool inside = exists && (((shifts | kGuards) - low_) & (high_ - shifts) & kGuards) == kGuards;
-      const char* source = first + wide_product(cell.voxel, volume.voxel_stride);
+      const bool inside = exists && place_.is_inside(cell.shifts);
+      const char* source = place_.data(first_channel, cell.voxel);
       uint32_t* word = batch.word + c * Shape::kLoads * Shape::kWords;
       const auto fetch = [&](int i, bool exists) {
         typename Shape::Element element{};
@@ -474,31 +534,21 @@ class Loader {
   __device__ bool has_chunk(int chunk, int chunks) const {
     return (chunk == 0 && !Shape::kVectors) || chunk * sharers() < chunks;
   }
-  // x in float32 lies as [4 slots][channel][16 bytes]. Four neighbours share 16 bytes, as reduction.cpp sees to.
+  // x in float32 lies as [4 slots][channel][16 bytes].
   static constexpr bool kSpreads = sizeof(T) == 4 && kRegion == kInput;
   __device__ __forceinline__ void store_spread(bool exists, const uint32_t* word, int position, int slot, uint32_t to,
                                                int chunks) const {
     const Region& region = in_.cut.region[kInput];
     const uint32_t at = to + (slot >> 2) * region.slot_pitch + (slot & 3) * 4;
-    if constexpr (Shape::kSpan == 4) {
-      if (position > 0) return;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        ptx::store_shared_if(exists, at + 16 * i,
-                             make_uint4(rounded(word[4 * i]), rounded(word[4 * i + 1]), rounded(word[4 * i + 2]),
-                                        rounded(word[4 * i + 3])));
-      }
-    } else {
-#pragma unroll
-      for (int chunk = 0; chunk < Shape::kChunks; ++chunk) {
-        const bool has = exists && has_chunk(chunk, chunks);
-        const uint4 values = chunk_of(word + chunk * (16 / Shape::kCells / Shape::kChunks), position);
-        const uint32_t elements = at + chunk * sharers() * region.chunk_pitch;
-        ptx::store_shared_if(has, elements, values.x);
-        ptx::store_shared_if(has, elements + 16, values.y);
-        ptx::store_shared_if(has, elements + 32, values.z);
-        ptx::store_shared_if(has, elements + 48, values.w);
-      }
+    for (int chunk = 0; chunk < Shape::kChunks; ++chunk) {
+      const bool has = exists && has_chunk(chunk, chunks);
+      const uint4 values = chunk_of(word + chunk * (16 / Shape::kCells / Shape::kChunks), position);
+      const uint32_t elements = at + chunk * sharers() * region.chunk_pitch;
+      ptx::store_shared_if(has, elements, values.x);
+      ptx::store_shared_if(has, elements + 16, values.y);
+      ptx::store_shared_if(has, elements + 32, values.z);
+      ptx::store_shared_if(has, elements + 48, values.w);
     }
   }
   // 16 bytes of channels of one position, from a unit's words.
@@ -526,14 +576,110 @@ class Loader {
   const uint32_t stages_;
   const int lane_, step_, units_;  // from one of the warp's units to the next, and of a box, made up to whole warps
   // What is loaded next.
-  LaneWalk walk_;
-  const char* data_ = nullptr;
-  uint32_t low_ = 0, high_ = 0;
+  Place<T, kRegion, Shape::kSpan> place_;
   int boxes_;  // that are left
   int unit_;
   // What is stored next.
   int opened_, closed_;  // likewise
   int stage_ = 0, stored_;
+};
+
+// A loading warp that copies x, where it lies in shared memory as in global memory: 16 bytes of voxels of a channel. A
+// unit is a cell's kCopiedChannels channels. Each box's copies are under way while the box before is multiplied; as
+// TF32 is to be rounded, a thread then rounds what it has copied.
+template <class T, bool kRound, bool kAligned>
+class Copier {
+ public:
+  __device__ Copier(const Arguments<T>& in, const Assignment& own, const Cell* cells, unsigned char* stages, int warp,
+                    int warps)
+      : in_(in),
+        own_(own),
+        cells_(cells),
+        stages_(ptx::shared_address(stages + in.cut.region[kInput].offset)),
+        first_unit_(32 * warp + static_cast<int>(threadIdx.x) % 32),
+        step_(32 * warps),
+        place_(in, own) {}
+
+  __device__ void run() {
+    const int threads = kComputingThreads + in_.cut.loading_threads, units = in_.volume[kInput].units;
+    int stage = 0;
+#pragma unroll 1
+    for (int box = 0; box < own_.boxes; ++box) {
+      if (box > 0) place_.advance();
+      if (box >= in_.cut.stages) ptx::barrier_sync(empty(in_.cut, stage), threads);
+      const uint32_t to = stages_ + stage * in_.cut.stage_bytes;
+#pragma unroll 1
+      for (int unit = first_unit_; unit < units; unit += step_) copy(unit, to);
+      ptx::commit_copies();
+      ptx::wait_for_copies<0>();
+      if constexpr (kRound) {
+#pragma unroll 1
+        for (int unit = first_unit_; unit < units; unit += step_) round(unit, to);
+      }
+      ptx::barrier_arrive(full(stage), threads);
+      stage = stage + 1 == in_.cut.stages ? 0 : stage + 1;
+    }
+  }
+
+ private:
+  static constexpr int kSpan = 16 / static_cast<int>(sizeof(T));
+
+  // A unit's cell, its first channel, and where that lies in shared memory.
+  struct Piece {
+    const Cell& cell;
+    int channel;
+    uint32_t to;
+  };
+  __device__ Piece piece_of(int unit, uint32_t to) const {
+    const Divisor<int32_t>& by_cells = in_.volume[kInput].by_unit_cells;
+    const Region& region = in_.cut.region[kInput];
+    const int group = by_cells.quotient(unit), channel = group * kCopiedChannels;
+    const Cell& cell = cells_[unit - group * by_cells.value];
+    return {cell, channel, to + (cell.slot[0] / kSpan) * region.slot_pitch + channel * 16};
+  }
+
+  __device__ __forceinline__ void copy(int unit, uint32_t to) const {
+    const Piece piece = piece_of(unit, to);
+    const bool inside = place_.is_inside(piece.cell.shifts);
+    const int channels = inside ? own_.channels(in_.cut, kInput) - piece.channel : 0;
+    const int64_t pitch = in_.volume[kInput].channel_stride;
+    const char* source = place_.data(piece.channel, piece.cell.voxel);
+#pragma unroll
+    for (int i = 0; i < kCopiedChannels; ++i) {
+      if constexpr (kAligned) {
+        ptx::copy_async(piece.to + 16 * i,
+                        i < channels ? source : reinterpret_cast<const char*>(in_.volume[kInput].data), i < channels);
+      } else {
+        alignas(16) T values[kSpan];
+#pragma unroll
+        for (int k = 0; k < kSpan; ++k) {
+          values[k] = i < channels ? __ldg(reinterpret_cast<const T*>(source) + k) : T(0.0f);
+        }
+        ptx::store_shared_if(true, piece.to + 16 * i, *reinterpret_cast<const uint4*>(values));
+      }
+      source = ptx::opaque(source + pitch);
+    }
+  }
+
+  __device__ __forceinline__ void round(int unit, uint32_t to) const {
+    const Piece piece = piece_of(unit, to);
+    uint4 values[kCopiedChannels];
+#pragma unroll
+    for (int i = 0; i < kCopiedChannels; ++i) values[i] = ptx::load_shared(piece.to + 16 * i);
+#pragma unroll
+    for (int i = 0; i < kCopiedChannels; ++i) {
+      ptx::store_shared_if(true, piece.to + 16 * i,
+                           make_uint4(ptx::rounded_for_tf32(values[i].x), ptx::rounded_for_tf32(values[i].y),
+                                      ptx::rounded_for_tf32(values[i].z), ptx::rounded_for_tf32(values[i].w)));
+    }
+  }
+
+  const Arguments<T>& in_;
+  const Assignment& own_;
+  const Cell* cells_;
+  const uint32_t stages_;
+  const int first_unit_, step_;
+  Place<T, kInput, kSpan> place_;
 };
 
 // The loading warps of one region.
@@ -559,7 +705,19 @@ __device__ void load_boxes(const Arguments<T>& in, const Assignment& own, const 
     case Fetch::pairs:
       return run_span(std::integral_constant<Fetch, Fetch::pairs>());
     case Fetch::quads:
-      return run_span(std::integral_constant<Fetch, Fetch::quads>());
+      // Of x in float32 such rows are copied.
+      if constexpr (sizeof(T) == 2 || kRegion == kGradOutput) {
+        return run_span(std::integral_constant<Fetch, Fetch::quads>());
+      }
+      return;
+    case Fetch::copies:
+      if constexpr (kRegion == kInput) {
+        if (in.volume[kInput].aligned) {
+          Copier<T, kRound, true>(in, own, cells, stages, warp, warps).run();
+        } else {
+          Copier<T, kRound, false>(in, own, cells, stages, warp, warps).run();
+        }
+      }
   }
 }
 
@@ -654,13 +812,14 @@ class Rows<float, Pairs> {
   int upper_;  // from a step's first four voxels to the others
 };
 
-// How a warp reads the columns of its products, x: 8 * Columns channels by the voxels of a step.
-template <class T, int Columns>
+// How a warp reads the columns of its products, x: 8 * Columns channels by the voxels of a step, which are the inner
+// index in shared memory or the outer one.
+template <class T, int Columns, bool kVoxelsInner>
 class ColumnsOf {
  public:
   __device__ ColumnsOf(const TensorReduction& cut, int first_column, int lane) {
     const Region& region = cut.region[kInput];
-    if constexpr (sizeof(T) == 4) {
+    if constexpr (kVoxelsInner) {
       pitch_ = 8 * 16;
       upper_ = region.slot_pitch;
     } else {
@@ -678,7 +837,7 @@ class ColumnsOf {
 #pragma unroll
     for (int n = 0; n + 1 < Count; n += 2) {
       uint32_t both[4];
-      if constexpr (sizeof(T) == 4) {
+      if constexpr (kVoxelsInner) {
         ptx::load_matrices(both, at + n * pitch_);
       } else {
         ptx::load_matrices_transposed(both, at + n * pitch_);
@@ -689,7 +848,7 @@ class ColumnsOf {
       b[n + 1][1] = both[3];
     }
     if constexpr (Count % 2 == 1) {
-      if constexpr (sizeof(T) == 4) {
+      if constexpr (kVoxelsInner) {
         ptx::load_matrices(b[Count - 1], at + (Count - 1) * pitch_);
       } else {
         ptx::load_matrices_transposed(b[Count - 1], at + (Count - 1) * pitch_);
@@ -705,7 +864,7 @@ class ColumnsOf {
     for (int n = 0; n < Columns; n += kMost) {
       constexpr int kWide = 8 * (Columns < kMost ? Columns : kMost);
       const uint32_t at = input + first_ + n * pitch_;
-      if constexpr (sizeof(T) == 4) {
+      if constexpr (kVoxelsInner) {
         ptx::Wgmma<T, kWide>::run(sum + 4 * n, a, ptx::wgmma_descriptor(ptx::wgmma_columns(at, upper_)));
       } else {
         ptx::WgmmaTransposed<T, kWide>::run(sum + 4 * n, a, ptx::wgmma_rows(at, upper_, pitch_));
@@ -731,8 +890,8 @@ struct Halves {
 };
 
 // sum += the products of one step.
-template <class T, int Pairs, int Columns>
-__device__ void multiply(const Rows<T, Pairs>& rows, const ColumnsOf<T, Columns>& columns,
+template <class T, int Pairs, int Columns, bool kVoxelsInner>
+__device__ void multiply(const Rows<T, Pairs>& rows, const ColumnsOf<T, Columns, kVoxelsInner>& columns,
                          const unsigned char* grad_output, uint32_t input, float (&sum)[Pairs][4 * Columns]) {
 #if CONVT3D_HAS_WGMMA
   // A group of products a pair; a pair's fragment is loaded anew when its group of the step before is done.
@@ -769,7 +928,7 @@ __device__ void multiply(const Rows<T, Pairs>& rows, const ColumnsOf<T, Columns>
 
 // The same in IEEE float32, by three TF32 products.
 template <int Pairs, int Columns>
-__device__ void multiply_ieee(const Rows<float, Pairs>& rows, const ColumnsOf<float, Columns>& columns,
+__device__ void multiply_ieee(const Rows<float, Pairs>& rows, const ColumnsOf<float, Columns, true>& columns,
                               const unsigned char* grad_output, uint32_t input, float (&sum)[Pairs][4 * Columns]) {
   uint32_t b[Columns][2], b_low[Columns][2];
   columns.load(input, 0, b);
@@ -821,12 +980,12 @@ struct Role {
 };
 
 // The computing warps' sums over their share of every box's steps.
-template <class T, bool Ieee, int Pairs, int Columns>
+template <class T, bool Ieee, bool kVoxelsInner, int Pairs, int Columns>
 __device__ void multiply_boxes(const TensorReduction& cut, const Assignment& own, const Band* bands,
                                const int32_t* steps, const unsigned char* stages, float (&sum)[Pairs][4 * Columns]) {
   const Role<Pairs, Columns> role(cut);
   const Rows<T, Pairs> rows(cut, bands + role.first_band, role.lane);
-  const ColumnsOf<T, Columns> columns(cut, role.first_column, role.lane);
+  const ColumnsOf<T, Columns, kVoxelsInner> columns(cut, role.first_column, role.lane);
   const int step_bytes = (kStep<T> >> cut.region[kInput].slot_bits) * cut.region[kInput].slot_pitch;
   int stage = 0, previous = 0;
   for (int box = 0; box < own.boxes; ++box) {
@@ -960,7 +1119,11 @@ __global__ void __launch_bounds__(Threads<4 * Pairs * Columns, Ieee>::kAll, 1)
   if (threadIdx.x < kComputingThreads) {
     ptx::claim_registers<Threads<4 * Pairs * Columns, Ieee>::kComputingRegisters>();
     float sum[Pairs][4 * Columns] = {};
-    multiply_boxes<T, Ieee, Pairs, Columns>(cut, own, bands, steps, stages, sum);
+    if (sizeof(T) == 4 || regions[kInput].slot_bits > 0) {
+      multiply_boxes<T, Ieee, true, Pairs, Columns>(cut, own, bands, steps, stages, sum);
+    } else {
+      multiply_boxes<T, Ieee, sizeof(T) == 4, Pairs, Columns>(cut, own, bands, steps, stages, sum);
+    }
     write_sums<T, Pairs, Columns>(in, own, bands, stages, sum);
   } else {
     ptx::give_up_registers<Threads<4 * Pairs * Columns, Ieee>::kLoadingRegisters>();
@@ -993,7 +1156,8 @@ Volume<T> make_volume(const Problem& problem, const Region& region, const T* dat
   const bool vectors = channels_last && aligned;
   const Units units(region, vectors, kSize);
   volume.aligned = vectors || reinterpret_cast<uintptr_t>(data) % (region.span * sizeof(T)) == 0;
-  volume.fetch = vectors            ? Fetch::vectors
+  volume.fetch = region.copied      ? Fetch::copies
+                 : vectors          ? Fetch::vectors
                  : region.span == 4 ? Fetch::quads
                  : region.span == 2 ? Fetch::pairs
                                     : Fetch::elements;
@@ -1040,8 +1204,7 @@ void reduce_tensor(const Problem& problem, const TensorReduction& reduction, con
                                             is_input ? problem.group_in_channels() : problem.group_out_channels(),
                                             is_input ? problem.input_voxels() : problem.output_voxels());
   }
-  arguments.input_warps = warps_of_input(arguments.volume[kInput].units, arguments.volume[kGradOutput].units,
-                                         reduction.loading_threads / 32);
+  arguments.input_warps = reduction.input_warps;
   arguments.partials = partials;
   arguments.partial_elements = problem.weight_elements();
   arguments.channels_last = problem.layout == Layout::ndhwc;
