@@ -424,13 +424,13 @@ class Search {
   }
 
   // Fitted to 3577 measured cuts of 26 layers on an H200; off by 7 % for loads, 6 % for products, 4 % for both.
-  static constexpr double kLargest = 1.82, kOthers = 0.06, kProductBox = 440;
+  static constexpr double kLargest = 1.0, kOthers = 0.45, kProductBox = 200;
   static constexpr double kSynchronousStep = 0.7, kSynchronousBox = 630;
-  static constexpr double kSector = 0.45, kLoadBox = 600;
-  static constexpr double kCrowded = 1.2;  // with 384 loading threads; estimated
-  static constexpr double kLonger = 0.93, kShorter = 0.34;
-  static constexpr double kBlockCycles = 25000, kSumCycles = 0.2;
-  static constexpr double kPartialBytes = 24;       // a cycle and multiprocessor
+  static constexpr double kSector = 0.4, kLoadBox = 870;
+  static constexpr double kCrowded = 1.45;  // with 384 loading threads
+  static constexpr double kLonger = 0.93, kShorter = 0.4;
+  static constexpr double kBlockCycles = 20000, kSumCycles = 0.5;
+  static constexpr double kPartialBytes = 17;       // a cycle and multiprocessor
   static constexpr int64_t kLongestIeeeSum = 2048;  // voxels added up in one float32
 
   const Problem& problem_;
@@ -456,16 +456,16 @@ bool fits(const Problem& problem) {
 Units::Units(const Region& region, bool vectors, int element_size) : together(region.cells()) {
   if (region.copied) {
     count = together * ceil_divide(region.chunks * 16 / element_size, kCopiedChannels);
-    cycles = element_size == 4 ? 250 : 120;
+    cycles = element_size == 4 ? 630 : 280;
     return;
   }
   int32_t chunks = chunks_of_unit(region.span, element_size);
-  cycles = 500;
+  cycles = region.span > 1 ? 500 : 600;
   if (vectors) {
     sharers = region.chunks > 2 ? 2 : 1;
     together = ceil_divide(together, 2) * sharers;
     chunks = 2 * sharers;
-    cycles = 700;
+    cycles = 880;
   }
   count = together * ceil_divide(region.chunks, chunks);
 }

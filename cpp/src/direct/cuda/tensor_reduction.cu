@@ -601,23 +601,29 @@ class Copier {
         place_(in, own) {}
 
   __device__ void run() {
-    const int threads = kComputingThreads + in_.cut.loading_threads, units = in_.volume[kInput].units;
-    int stage = 0;
+    if (own_.boxes == 0) return;
+    // With three stages the next box's copies begin before this one's are waited for: the computing warps then still
+    // have a box to multiply while these wait for room.
+    const bool is_ahead = in_.cut.stages > 2;
+    copy_box();
 #pragma unroll 1
-    for (int box = 0; box < own_.boxes; ++box) {
-      if (box > 0) place_.advance();
-      if (box >= in_.cut.stages) ptx::barrier_sync(empty(in_.cut, stage), threads);
-      const uint32_t to = stages_ + stage * in_.cut.stage_bytes;
-#pragma unroll 1
-      for (int unit = first_unit_; unit < units; unit += step_) copy(unit, to);
-      ptx::commit_copies();
-      ptx::wait_for_copies<0>();
+    for (int box = 0, stage = 0; box < own_.boxes; ++box) {
+      const bool has_next = box + 1 < own_.boxes;
+      if (is_ahead && has_next) {
+        copy_box();
+        ptx::wait_for_copies<1>();
+      } else {
+        ptx::wait_for_copies<0>();
+      }
       if constexpr (kRound) {
 #pragma unroll 1
-        for (int unit = first_unit_; unit < units; unit += step_) round(unit, to);
+        for (int unit = first_unit_; unit < in_.volume[kInput].units; unit += step_) {
+          round(unit, stages_ + stage * in_.cut.stage_bytes);
+        }
       }
-      ptx::barrier_arrive(full(stage), threads);
-      stage = stage + 1 == in_.cut.stages ? 0 : stage + 1;
+      ptx::barrier_arrive(full(stage), kComputingThreads + in_.cut.loading_threads);
+      stage = next_stage(stage);
+      if (!is_ahead && has_next) copy_box();
     }
   }
 
@@ -636,6 +642,23 @@ class Copier {
     const int group = by_cells.quotient(unit), channel = group * kCopiedChannels;
     const Cell& cell = cells_[unit - group * by_cells.value];
     return {cell, channel, to + (cell.slot[0] / kSpan) * region.slot_pitch + channel * 16};
+  }
+
+  __device__ int next_stage(int stage) const { return stage + 1 == in_.cut.stages ? 0 : stage + 1; }
+
+  // The next box.
+  __device__ __forceinline__ void copy_box() {
+    if (copied_ > 0) place_.advance();
+    if (copied_ >= in_.cut.stages) {
+      ptx::barrier_sync(empty(in_.cut, copy_stage_), kComputingThreads + in_.cut.loading_threads);
+    }
+#pragma unroll 1
+    for (int unit = first_unit_; unit < in_.volume[kInput].units; unit += step_) {
+      copy(unit, stages_ + copy_stage_ * in_.cut.stage_bytes);
+    }
+    ptx::commit_copies();
+    ++copied_;
+    copy_stage_ = next_stage(copy_stage_);
   }
 
   __device__ __forceinline__ void copy(int unit, uint32_t to) const {
@@ -679,7 +702,8 @@ class Copier {
   const Cell* cells_;
   const uint32_t stages_;
   const int first_unit_, step_;
-  Place<T, kInput, kSpan> place_;
+  Place<T, kInput, kSpan> place_;  // of the box that is copied next, once one is
+  int copied_ = 0, copy_stage_ = 0;
 };
 
 // The loading warps of one region.
@@ -889,22 +913,35 @@ struct Halves {
   }
 };
 
+#if CONVT3D_HAS_WGMMA
+
+// sum += the products of one step, a group a pair. `a` holds the first pair's fragment; each next one is loaded before
+// the products of the one before it begin, once its own products of the step before are done, and after the last the
+// first one of the next step, at `next_grad_output`.
+template <class T, int Pairs, int Columns, bool kVoxelsInner>
+__device__ __forceinline__ void multiply(const Rows<T, Pairs>& rows, const ColumnsOf<T, Columns, kVoxelsInner>& columns,
+                                         const unsigned char* grad_output, const unsigned char* next_grad_output,
+                                         uint32_t input, uint32_t (&a)[Pairs][4], float (&sum)[Pairs][4 * Columns]) {
+#pragma unroll
+  for (int p = 0; p < Pairs; ++p) {
+    ptx::wait_for_products<Pairs - 2>();
+    if (p + 1 < Pairs) {
+      rows.load(grad_output, p + 1, a[(p + 1) % Pairs]);
+    } else {
+      rows.load(next_grad_output, 0, a[0]);
+    }
+    ptx::begin_products();
+    columns.multiply(input, a[p], sum[p]);
+    ptx::commit_products();
+  }
+}
+
+#else
+
 // sum += the products of one step.
 template <class T, int Pairs, int Columns, bool kVoxelsInner>
 __device__ void multiply(const Rows<T, Pairs>& rows, const ColumnsOf<T, Columns, kVoxelsInner>& columns,
                          const unsigned char* grad_output, uint32_t input, float (&sum)[Pairs][4 * Columns]) {
-#if CONVT3D_HAS_WGMMA
-  // A group of products a pair; a pair's fragment is loaded anew when its group of the step before is done.
-#pragma unroll
-  for (int p = 0; p < Pairs; ++p) {
-    ptx::wait_for_products<Pairs - 1>();
-    uint32_t a[4];
-    rows.load(grad_output, p, a);
-    ptx::begin_products();
-    columns.multiply(input, a, sum[p]);
-    ptx::commit_products();
-  }
-#else
   // Where registers are few, a few columns at a time, at the price of loading the rows again.
   constexpr bool kFewRegisters = Pairs * Columns >= 32;
   constexpr int kColumns = kFewRegisters ? 4 : Columns, kFragments = kFewRegisters ? 1 : 2;
@@ -923,8 +960,9 @@ __device__ void multiply(const Rows<T, Pairs>& rows, const ColumnsOf<T, Columns,
       }
     }
   }
-#endif
 }
+
+#endif
 
 // The same in IEEE float32, by three TF32 products.
 template <int Pairs, int Columns>
@@ -994,12 +1032,28 @@ __device__ void multiply_boxes(const TensorReduction& cut, const Assignment& own
     const unsigned char* base = stages + stage * cut.stage_bytes;
     const uint32_t input = ptx::shared_address(base + cut.region[kInput].offset);
     const unsigned char* grad_output = base + cut.region[kGradOutput].offset;
+    int32_t offset = steps[role.first_step];
+#if CONVT3D_HAS_WGMMA
+    uint32_t a[Pairs][4];
+    if constexpr (!Ieee) {
+      ptx::wait_for_products<Pairs - 2>();
+      rows.load(grad_output + offset, 0, a[0]);
+    }
+#endif
     for (int step = role.first_step; step < cut.steps; step += cut.voxel_warps) {
+      // Of the next step, or this one again where there is none.
+      const int32_t next = steps[step + cut.voxel_warps < cut.steps ? step + cut.voxel_warps : step];
+      const uint32_t at = input + step * step_bytes;
       if constexpr (Ieee) {
-        multiply_ieee(rows, columns, grad_output + steps[step], input + step * step_bytes, sum);
+        multiply_ieee(rows, columns, grad_output + offset, at, sum);
       } else {
-        multiply<T>(rows, columns, grad_output + steps[step], input + step * step_bytes, sum);
+#if CONVT3D_HAS_WGMMA
+        multiply<T>(rows, columns, grad_output + offset, grad_output + next, at, a, sum);
+#else
+        multiply<T>(rows, columns, grad_output + offset, at, sum);
+#endif
       }
+      offset = next;
       // After the first step the products of the box before are surely done.
       if (step == role.first_step && box > 0 && box - 1 + cut.stages < own.boxes) {
         ptx::barrier_arrive(empty(cut, previous), kComputingThreads + cut.loading_threads);
