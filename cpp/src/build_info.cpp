@@ -32,6 +32,16 @@ Target Target::cuda(int device) {
 #endif
 }
 
+Target Target::cuda(int compute_capability, int multiprocessors, int shared_memory) {
+  const auto check = [](const char* name, int value) {
+    if (value <= 0) throw std::invalid_argument(std::string(name) + " must be positive, got " + std::to_string(value));
+  };
+  check("compute_capability", compute_capability);
+  check("multiprocessors", multiprocessors);
+  check("shared_memory", shared_memory);
+  return {Backend::cuda, multiprocessors, compute_capability, shared_memory};
+}
+
 BuildInfo build_info() {
   BuildInfo info;
   info.version = CONVT3D_VERSION;

@@ -1,5 +1,7 @@
 """The C++ library, over addresses of tensors. The rest of the package is its only caller."""
 
+from typing import overload
+
 class DataType:
     float64: DataType
     float32: DataType
@@ -51,10 +53,18 @@ class Problem:
 class Target:
     @staticmethod
     def cpu(threads: int) -> Target: ...
+    @overload
     @staticmethod
     def cuda(device: int) -> Target: ...
+    #: A GPU that need not be there, to plan for; ValueError unless all are positive.
+    @overload
+    @staticmethod
+    def cuda(*, compute_capability: int, multiprocessors: int, shared_memory: int) -> Target: ...
     #: 90 for 9.0; 0 for a CPU. Kernels are chosen by it.
     compute_capability: int
+    #: Bytes of a multiprocessor, for all blocks that share it; 0 for a CPU.
+    @property
+    def shared_memory(self) -> int: ...
 
 class Plan:
     """How one operator of a problem is computed: by which kernels, and in pieces that fit a workspace."""
@@ -67,8 +77,12 @@ class Plan:
         workspace_limit: int,
         algorithm: Algorithm = ...,
     ) -> None: ...
+    #: The kernels of algorithm "direct": of each its family, and which one of it where it has several.
     @property
     def configuration(self) -> str: ...
+    #: Of a multiprocessor's clock, that a GPU's direct kernels are expected to take; 0 where a family has no model.
+    @property
+    def expected_cycles(self) -> float: ...
     @property
     def workspace_bytes(self) -> int: ...
     @property

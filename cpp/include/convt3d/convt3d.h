@@ -33,6 +33,8 @@ struct Target {
 
   static Target cpu(int threads) { return {Backend::cpu, threads, 0, 0}; }
   static Target cuda(int device);  // throws std::runtime_error without a CUDA backend or device
+  // A GPU that need not be there, to plan for; throws std::invalid_argument unless all are positive.
+  static Target cuda(int compute_capability, int multiprocessors, int shared_memory);
 };
 
 namespace direct {
@@ -57,7 +59,8 @@ struct Plan {
 
   // Algorithm direct.
   std::shared_ptr<const direct::Schedule> schedule;
-  std::string configuration;  // the names of the kernels
+  std::string configuration;   // the kernels: of each the family, and which one of it where it has several
+  double expected_cycles = 0;  // of a multiprocessor's clock, for all of it; 0 where a family has no model of them
 
   int64_t partials = 0;  // partial sums of grad_weight or grad_bias, held in the accumulation type
 

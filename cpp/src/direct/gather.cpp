@@ -309,14 +309,15 @@ std::vector<int64_t> tile_extents(int64_t extent, int64_t most) {
   return fitting;
 }
 
-bool cut_tensor_gather(const Problem& problem, Operator op, const Target& target, TensorGather& gather) {
-  if (target.compute_capability < 80 || !suits_tensor_gather(problem)) return false;
+std::optional<double> cut_tensor_gather(const Problem& problem, Operator op, const Target& target,
+                                        TensorGather& gather) {
+  if (target.compute_capability < 80 || !suits_tensor_gather(problem)) return std::nullopt;
   const std::array<GatherAxis, 3> axes{GatherAxis(problem, op, 0), GatherAxis(problem, op, 1),
                                        GatherAxis(problem, op, 2)};
   const bool forward = op == Operator::forward;
   const int64_t sources = forward ? problem.group_in_channels() : problem.group_out_channels();
   const int64_t destinations = forward ? problem.group_out_channels() : problem.group_in_channels();
-  if (problem.taps() > kMaximumSteps || sources == 0 || destinations == 0) return false;
+  if (problem.taps() > kMaximumSteps || sources == 0 || destinations == 0) return std::nullopt;
 
   gather = TensorGather();
   for (int axis = 0; axis < 3; ++axis) {
@@ -325,7 +326,7 @@ bool cut_tensor_gather(const Problem& problem, Operator op, const Target& target
   }
   gather.exact = problem.dtype == DataType::float32 && problem.precision == Precision::ieee;
   const int64_t residues = axes[0].destination_stride * axes[1].destination_stride * axes[2].destination_stride;
-  if (gather.exact && is_short_exact_sum(problem, op)) return false;
+  if (gather.exact && is_short_exact_sum(problem, op)) return std::nullopt;
   const int64_t step_channels = 32 / gather_element_bytes(problem);
   double least = std::numeric_limits<double>::max();
   TensorGather best;
@@ -356,7 +357,7 @@ bool cut_tensor_gather(const Problem& problem, Operator op, const Target& target
       }
     }
   }
-  if (least == std::numeric_limits<double>::max() || !make_tables(problem, axes, best)) return false;
+  if (least == std::numeric_limits<double>::max() || !make_tables(problem, axes, best)) return std::nullopt;
   gather = best;
   gather.packed_bytes = problem.groups * gather.column_blocks * gather.channel_blocks * gather.taps *
                         gather.stage_k_steps() * 32 * gather.columns * (gather.exact ? 2 : 1);
@@ -372,7 +373,7 @@ bool cut_tensor_gather(const Problem& problem, Operator op, const Target& target
   gather.by_rows = Divisor<int32_t>(gather.rows);
   gather.by_sample_planes = Divisor<int32_t>(gather.tile[0]);
   gather.by_residue_pitch = Divisor<int32_t>(gather.residue_pitch);
-  return true;
+  return least;
 }
 
 }  // namespace convt3d::direct

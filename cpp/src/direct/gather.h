@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "convt3d/convt3d.h"
@@ -142,7 +143,9 @@ struct TensorGather {
   int positions() const { return 64 * warpgroups * row_blocks; }
 };
 
-// Whether the tensor-core kernel takes the problem, and how.
-bool cut_tensor_gather(const Problem& problem, Operator op, const Target& target, TensorGather& gather);
+// How the tensor-core kernel takes the problem, and the clock cycles that this is expected to take; or nothing where it
+// doesn't.
+std::optional<double> cut_tensor_gather(const Problem& problem, Operator op, const Target& target,
+                                        TensorGather& gather);
 
 }  // namespace convt3d::direct

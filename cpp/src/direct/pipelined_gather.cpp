@@ -542,18 +542,19 @@ SourceLoads source_loads(const Problem& problem, Operator op, const PipelinedGat
   return has_pairs ? SourceLoads::pairs : SourceLoads::elements;
 }
 
-bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& target, PipelinedGather& result) {
-  if (target.compute_capability != 90 || !suits_tensor_gather(problem)) return false;
+std::optional<double> cut_pipelined_gather(const Problem& problem, Operator op, const Target& target,
+                                           PipelinedGather& result) {
+  if (target.compute_capability != 90 || !suits_tensor_gather(problem)) return std::nullopt;
   const bool forward = op == Operator::forward;
   const int64_t sources = forward ? problem.group_in_channels() : problem.group_out_channels();
   const int64_t destinations = forward ? problem.group_out_channels() : problem.group_in_channels();
-  if (problem.taps() > kMaximumPipelinedSteps || sources == 0 || destinations == 0) return false;
+  if (problem.taps() > kMaximumPipelinedSteps || sources == 0 || destinations == 0) return std::nullopt;
   PipelinedGather gather;
   gather.exact = problem.dtype == DataType::float32 && problem.precision == Precision::ieee;
   Extent residues{};
   for (int axis = 0; axis < 3; ++axis) residues[axis] = forward ? problem.stride[axis] : 1;
   if (gather.exact && most_terms(problem, op) < fewest_exact_terms(sources, destinations) * phases_of(problem, op))
-    return false;
+    return std::nullopt;
   double least = std::numeric_limits<double>::max();
   PipelinedGather best;
   for (const GatherConfiguration& configuration : kPipelinedGathers) {
@@ -569,13 +570,13 @@ bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& tar
       try_kernel(problem, op, axes_of(problem, op, gather), target, sources, gather, least, best);
     }
   }
-  if (least == std::numeric_limits<double>::max()) return false;
+  if (least == std::numeric_limits<double>::max()) return std::nullopt;
   result = best;
   result.packed_bytes =
       problem.groups * result.column_blocks * result.channel_blocks * int64_t{result.units} * result.unit_bytes +
       (result.has_gaps ? 16 : 0);
   // Threads that pack are counted in 32 bits.
-  if (result.weight_bytes() / 32 > std::numeric_limits<int32_t>::max()) return false;
+  if (result.weight_bytes() / 32 > std::numeric_limits<int32_t>::max()) return std::nullopt;
   result.blocks = static_cast<int>(std::min(result.items, 2 / result.warpgroups * target.parallelism));
   result.by_columns = Divisor<int32_t>(result.column_blocks);
   result.by_phases = Divisor<int32_t>(result.phase_blocks);
@@ -589,7 +590,7 @@ bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& tar
   result.by_planes = Divisor<int32_t>(result.planes);
   result.by_pairs = Divisor<int32_t>(result.pairs());
   result.by_source_stride = Divisor<int32_t>(result.source_stride[2]);
-  return true;
+  return least;
 }
 
 }  // namespace convt3d::direct

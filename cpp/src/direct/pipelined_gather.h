@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "convt3d/convt3d.h"
@@ -193,7 +194,8 @@ constexpr CONVT3D_HOST_DEVICE int channel_of_column(int column, int columns, int
 // How a source that begins at `address` is loaded.
 SourceLoads source_loads(const Problem& problem, Operator op, const PipelinedGather& gather, uintptr_t address);
 
-// Whether the kernel takes the problem, and how.
-bool cut_pipelined_gather(const Problem& problem, Operator op, const Target& target, PipelinedGather& gather);
+// How the kernel takes the problem, and the clock cycles that this is expected to take; or nothing where it doesn't.
+std::optional<double> cut_pipelined_gather(const Problem& problem, Operator op, const Target& target,
+                                           PipelinedGather& gather);
 
 }  // namespace convt3d::direct

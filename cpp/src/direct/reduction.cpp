@@ -133,7 +133,7 @@ class Search {
         warpgroup_products_(capability_ == 90 && !ieee_),
         most_parts_(std::max<int64_t>(budget / std::max<int64_t>(4 * problem.weight_elements(), 1), 1)) {}
 
-  bool run(TensorReduction& best) {
+  std::optional<double> run(TensorReduction& best) {
     choose_step();
     TensorReduction cut;
     cut.in_channels = static_cast<int32_t>(problem_.group_in_channels());
@@ -159,9 +159,9 @@ class Search {
         try_warps(cut);
       }
     }
-    if (cost_ == std::numeric_limits<double>::infinity()) return false;
+    if (cost_ == std::numeric_limits<double>::infinity()) return std::nullopt;
     best = best_;
-    return true;
+    return cost_;
   }
 
  private:
@@ -470,9 +470,10 @@ Units::Units(const Region& region, bool vectors, int element_size) : together(re
   count = together * ceil_divide(region.chunks, chunks);
 }
 
-bool cut_tensor_reduction(const Problem& problem, const Target& target, int64_t budget, TensorReduction& reduction) {
+std::optional<double> cut_tensor_reduction(const Problem& problem, const Target& target, int64_t budget,
+                                           TensorReduction& reduction) {
   if (target.compute_capability < 80 || problem.dtype == DataType::float64 || problem.batch == 0 || !fits(problem)) {
-    return false;
+    return std::nullopt;
   }
   return Search(problem, target, budget).run(reduction);
 }

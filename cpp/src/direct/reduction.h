@@ -10,6 +10,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 
 #include "convt3d/convt3d.h"
 #include "geometry.h"
@@ -145,7 +146,9 @@ struct TensorReduction {
   int32_t table_bytes = 0;  // of shared memory, before the stages
 };
 
-// Whether the tensor-core kernel takes the problem, and with which cut. At most `budget` bytes of partial sums.
-bool cut_tensor_reduction(const Problem& problem, const Target& target, int64_t budget, TensorReduction& reduction);
+// How the tensor-core kernel takes the problem, with at most `budget` bytes of partial sums, and the clock cycles that
+// this is expected to take; or nothing where it doesn't.
+std::optional<double> cut_tensor_reduction(const Problem& problem, const Target& target, int64_t budget,
+                                           TensorReduction& reduction);
 
 }  // namespace convt3d::direct

@@ -1,6 +1,7 @@
 #include "direct/schedule.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "direct/cpu/plan.h"
 #include "workspace.h"
@@ -48,15 +49,16 @@ Plan plan_direct(const Problem& problem, Operator op, const Target& target, int6
     return plan;
   }
   Schedule schedule;
+  std::optional<double> gather_cycles, reduction_cycles;
   const bool gathers = op != Operator::grad_weight, reduces = op != Operator::forward && op != Operator::grad_input;
   if (gathers) {
     const Operator gather = op == Operator::forward ? Operator::forward : Operator::grad_input;
     if (is_depthwise(problem)) {
       schedule.gather = Family::depthwise;
-    } else if (cut_pipelined_gather(problem, gather, target, schedule.pipelined_gather)) {
+    } else if ((gather_cycles = cut_pipelined_gather(problem, gather, target, schedule.pipelined_gather))) {
       schedule.gather = Family::pipelined;
       plan.weight_bytes = align(schedule.pipelined_gather.packed_bytes);
-    } else if (cut_tensor_gather(problem, gather, target, schedule.tensor_gather)) {
+    } else if ((gather_cycles = cut_tensor_gather(problem, gather, target, schedule.tensor_gather))) {
       schedule.gather = Family::tensor;
       plan.weight_bytes = align(schedule.tensor_gather.packed_bytes);
     }
@@ -68,13 +70,16 @@ Plan plan_direct(const Problem& problem, Operator op, const Target& target, int6
     if (is_depthwise(problem)) {
       schedule.reduction = Family::depthwise;
     } else if (!is_short_sum(problem) &&
-               cut_tensor_reduction(problem, target, workspace_limit, schedule.tensor_reduction)) {
+               (reduction_cycles = cut_tensor_reduction(problem, target, workspace_limit, schedule.tensor_reduction))) {
       schedule.reduction = Family::tensor;
       plan.partials = schedule.tensor_reduction.parts;
     }
     plan.partial_bytes = align(plan.partials * partial);
   }
   plan.workspace_bytes = plan.weight_bytes + plan.partial_bytes;
+  if ((gather_cycles || !gathers) && (reduction_cycles || !reduces)) {
+    plan.expected_cycles = gather_cycles.value_or(0) + reduction_cycles.value_or(0);
+  }
   plan.configuration = gathers ? name(schedule.gather) : "";
   if (gathers && schedule.gather == Family::pipelined) plan.configuration += ' ' + schedule.pipelined_gather.name();
   if (reduces) plan.configuration += std::string(gathers ? ", " : "") + name(schedule.reduction);

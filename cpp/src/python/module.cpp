@@ -68,14 +68,18 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<Target>(m, "Target")
       .def_static("cpu", &Target::cpu, py::arg("threads"))
-      .def_static("cuda", &Target::cuda, py::arg("device"))
-      .def_readwrite("compute_capability", &Target::compute_capability);
+      .def_static("cuda", py::overload_cast<int>(&Target::cuda), py::arg("device"))
+      .def_static("cuda", py::overload_cast<int, int, int>(&Target::cuda), py::kw_only(), py::arg("compute_capability"),
+                  py::arg("multiprocessors"), py::arg("shared_memory"))
+      .def_readwrite("compute_capability", &Target::compute_capability)
+      .def_readonly("shared_memory", &Target::shared_memory);
 
   const auto release = py::call_guard<py::gil_scoped_release>();
   py::class_<Plan>(m, "Plan")
       .def(py::init(&make_plan), py::arg("problem"), py::arg("operator"), py::arg("target"), py::arg("workspace_limit"),
            py::arg("algorithm") = Algorithm::gemm)
       .def_readonly("configuration", &Plan::configuration)
+      .def_readonly("expected_cycles", &Plan::expected_cycles)
       .def_readonly("workspace_bytes", &Plan::workspace_bytes)
       .def_readonly("column_bytes", &Plan::column_bytes)
       .def_readonly("partial_bytes", &Plan::partial_bytes)
