@@ -150,6 +150,53 @@ void test_unaddressable() {
   CHECK(make_plan(problem, Operator::forward, {Backend::cuda, 132}, int64_t{1} << 40).fits);
 }
 
+// Of the direct kernels that have a model of them, for all that run.
+void test_expected_cycles() {
+  const Target target = Target::cuda(90, 132, 228 << 10);
+  constexpr Operator operators[] = {Operator::forward, Operator::grad_input, Operator::grad_weight,
+                                    Operator::grad_input_weight};
+  Problem problem;
+  problem.in_channels = 64;
+  problem.out_channels = 32;
+  problem.input = {32, 32, 32};
+  problem.kernel = {3, 3, 3};
+  problem.stride = {2, 2, 2};
+  problem.padding = {1, 1, 1};
+  problem.precision = Precision::tf32;
+  const auto cycles = [&](int64_t batch, Operator op, Algorithm algorithm) {
+    problem.batch = batch;
+    return make_plan(problem, op, target, int64_t{1} << 30, algorithm).expected_cycles;
+  };
+  for (const Operator op : operators) {
+    const double one = cycles(1, op, Algorithm::direct), eight = cycles(8, op, Algorithm::direct);
+    CHECK(one > 0 && eight > 2 * one && eight <= 8 * one) << one << " cycles, of eight samples " << eight;
+    CHECK(cycles(8, op, Algorithm::gemm) == 0);
+  }
+  const double apart =
+      cycles(8, Operator::grad_input, Algorithm::direct) + cycles(8, Operator::grad_weight, Algorithm::direct);
+  CHECK(cycles(8, Operator::grad_input_weight, Algorithm::direct) == apart);
+  problem.groups = problem.out_channels = problem.in_channels;
+  for (const Operator op : operators) CHECK(cycles(8, op, Algorithm::direct) == 0) << "depthwise";
+  problem.groups = 1;
+  problem.dtype = DataType::float64;
+  for (const Operator op : operators) CHECK(cycles(8, op, Algorithm::direct) == 0) << "simt";
+  problem.dtype = DataType::float32;
+  problem.precision = Precision::ieee;  // of few voxels, whose sum float32 arithmetic makes
+  problem.input = {4, 4, 4};
+  CHECK(cycles(1, Operator::grad_input, Algorithm::direct) > 0);
+  CHECK(cycles(1, Operator::grad_weight, Algorithm::direct) == 0);
+  CHECK(cycles(1, Operator::grad_input_weight, Algorithm::direct) == 0);
+}
+
+void test_invalid_target() {
+  const auto message = [](int capability, int multiprocessors, int shared_memory) {
+    return message_of<std::invalid_argument>([&] { Target::cuda(capability, multiprocessors, shared_memory); });
+  };
+  CHECK(message(0, 132, 1) == "compute_capability must be positive, got 0");
+  CHECK(message(90, -1, 1) == "multiprocessors must be positive, got -1");
+  CHECK(message(90, 132, 0) == "shared_memory must be positive, got 0");
+}
+
 void test_invalid_problem() {
   Problem problem;
   problem.stride = {0, 1, 1};
@@ -164,6 +211,8 @@ int main() {
   test_large_problem();
   test_whole_problems();
   test_unaddressable();
+  test_expected_cycles();
+  test_invalid_target();
   test_invalid_problem();
   return finish();
 }

@@ -29,6 +29,7 @@ __all__ = [
     "grad_weight",
     "is_out_of_memory",
     "plan_call",
+    "plan_for",
     "planned",
 ]
 
@@ -98,21 +99,10 @@ def _check_sizes(input_size: torch.Size, weight_size: torch.Size, dtype: torch.d
         )
 
 
-@functools.lru_cache(maxsize=4096)
-def planned(algorithm: str, problem: Problem) -> Call:
-    """Plan a problem.
-
-    Args:
-        algorithm: of `ALGORITHMS`.
-        problem: what is to be computed.
-
-    Raises:
-        RuntimeError: sizes and parameters that no convolution satisfies, or a device without a backend.
-        NotImplementedError: a dtype other than float64, float32, float16 and bfloat16.
-    """
+def _described(problem: Problem) -> _C.Problem:
     _, input_size, weight_size, parameters, *_ = problem
     _check_sizes(input_size, weight_size, problem.dtype)
-    description = _C.Problem(
+    return _C.Problem(
         batch=input_size[0],
         in_channels=input_size[1],
         out_channels=weight_size[1] * max(parameters.groups, 1),
@@ -127,13 +117,42 @@ def planned(algorithm: str, problem: Problem) -> Call:
         dtype=_DATA_TYPES[problem.dtype],
         precision=_C.Precision.tf32 if problem.tf32 else _C.Precision.ieee,
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def planned(algorithm: str, problem: Problem) -> Call:
+    """Plan a problem.
+
+    Args:
+        algorithm: of `ALGORITHMS`.
+        problem: what is to be computed.
+
+    Raises:
+        RuntimeError: sizes and parameters that no convolution satisfies, or a device without a backend.
+        NotImplementedError: a dtype other than float64, float32, float16 and bfloat16.
+    """
+    description = _described(problem)
     device = problem.device
     if not has_backend(device.type):
         raise RuntimeError(f"algorithm {algorithm!r}: {missing_backend(device.type)}")
     target = _C.Target.cpu(problem.threads) if device.type == "cpu" else _C.Target.cuda(device.index)
     plan = _C.Plan(description, OPERATORS[problem.operator], target, problem.limit, ALGORITHMS[algorithm])
-    output_size = (input_size[0], weight_size[1] * parameters.groups, *description.output)
-    return Call(algorithm, problem, plan, plan.fits, plan.workspace_bytes, output_size)
+    return Call(algorithm, problem, plan, plan.fits, plan.workspace_bytes, problem.output_size)
+
+
+def plan_for(target: _C.Target, algorithm: str, problem: Problem) -> _C.Plan:
+    """Plan a problem for a target that need not be there, whatever the problem's device.
+
+    Args:
+        target: where it would be computed.
+        algorithm: of `ALGORITHMS`.
+        problem: what would be computed.
+
+    Raises:
+        RuntimeError: sizes and parameters that no convolution satisfies.
+        NotImplementedError: a dtype other than float64, float32, float16 and bfloat16.
+    """
+    return _C.Plan(_described(problem), OPERATORS[problem.operator], target, problem.limit, ALGORITHMS[algorithm])
 
 
 def plan_call(

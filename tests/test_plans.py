@@ -1,0 +1,89 @@
+"""What direct's plans expect, for a GPU that need not be there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from convt3d_gemm import _C, library
+from convt3d_gemm.costs import problem_of
+from convt3d_gemm.problem import Problem
+
+H200 = {"compute_capability": 90, "multiprocessors": 132, "shared_memory": 228 << 10}
+A100 = {"compute_capability": 80, "multiprocessors": 108, "shared_memory": 164 << 10}
+PARTS = ("forward", "grad_input", "grad_weight")
+
+
+def planned(operator: str, layer: str, precision: str = "tf32", gpu: dict[str, int] = H200) -> _C.Plan:
+    problem = problem_of(operator, layer, precision, "ncdhw")._replace(limit=1 << 30)
+    return library.plan_for(_C.Target.cuda(**gpu), "direct", problem)
+
+
+@pytest.mark.parametrize("gpu", [H200, A100], ids=["H200", "A100"])
+@pytest.mark.parametrize("operator", PARTS)
+def test_expected_cycles_grow_with_the_work(operator: str, gpu: dict[str, int]) -> None:
+    def expected(batch: int) -> float:
+        plan = planned(operator, f"N{batch},Cin64,Cout32,k3,in32,s2,p1,op1,d1,g1", gpu=gpu)
+        family = "pipelined" if gpu is H200 and operator != "grad_weight" else "tensor"
+        assert plan.configuration.split()[0] == family
+        return plan.expected_cycles
+
+    assert 1e3 < expected(1) < expected(8) / 2 < expected(64) / 8
+    assert expected(64) == pytest.approx(8 * expected(8), rel=0.3)
+
+
+def test_expected_cycles_of_both_gradients_are_those_of_each() -> None:
+    layer = "N4,Cin64,Cout32,k3,in32,s2,p1,op1,d1,g1"
+    first, second, both = (planned(operator, layer) for operator in (*PARTS[1:], "grad_input_weight"))
+    assert both.configuration == f"{first.configuration}, {second.configuration}"
+    assert both.expected_cycles == pytest.approx(first.expected_cycles + second.expected_cycles)
+
+
+@pytest.mark.parametrize("operator", [*PARTS, "grad_input_weight"])
+@pytest.mark.parametrize(
+    ("layer", "precision", "family"),
+    [
+        ("N4,Cin32,Cout32,k3,in16,s2,p1,op1,d1,g32", "tf32", "depthwise"),
+        ("N4,Cin32,Cout32,k3,in16,s2,p1,op1,d1,g1", "float64", "simt"),
+    ],
+)
+def test_families_without_a_model_expect_nothing(operator: str, layer: str, precision: str, family: str) -> None:
+    plan = planned(operator, layer, precision)
+    assert plan.expected_cycles == 0
+    assert set(plan.configuration.split(", ")) == {family}
+
+
+def test_one_family_without_a_model_leaves_both_gradients_without_an_expectation() -> None:
+    layer = "N1,Cin320,Cout256,k4,in2x4x4,s2,p1,op0,d1,g2"  # a float32 sum over few voxels
+    assert planned("grad_input", layer, "float32").expected_cycles > 0
+    both = planned("grad_input_weight", layer, "float32")
+    assert both.configuration.endswith(", simt")
+    assert both.expected_cycles == 0
+
+
+def test_other_plans_expect_nothing() -> None:
+    problem: Problem = problem_of("forward", "N4,Cin64,Cout32,k3,in32,s2,p1,op1,d1,g1", "float32", "ncdhw")
+    assert library.plan_for(_C.Target.cuda(**H200), "gemm", problem).expected_cycles == 0
+    assert library.plan_for(_C.Target.cpu(2), "direct", problem).expected_cycles == 0
+
+
+def test_targets_that_need_not_be_there() -> None:
+    target = _C.Target.cuda(**H200)
+    assert (target.compute_capability, target.shared_memory) == (90, 228 << 10)
+    assert _C.Target.cpu(2).shared_memory == 0
+    for name in H200:
+        for value in (0, -1):
+            with pytest.raises(ValueError, match=f"^{name} must be positive, got {value}$"):
+                _C.Target.cuda(**{**H200, name: value})
+        with pytest.raises(TypeError, match=name):
+            _C.Target.cuda(**{**H200, name: 1 << 40})
+        with pytest.raises(TypeError, match=name):
+            _C.Target.cuda(**{key: value for key, value in H200.items() if key != name})
+
+
+def test_a_plan_for_a_gpu_that_is_not_there_is_no_call() -> None:
+    problem = problem_of("forward", "N1,Cin4,Cout2,k2,in3,s2,p0,op0,d1,g1", "float32", "ncdhw")
+    with pytest.raises(RuntimeError, match="meta"):
+        library.planned("direct", problem)
+    with pytest.raises(NotImplementedError, match=r"got torch\.int32"):
+        library.plan_for(_C.Target.cuda(**H200), "direct", problem._replace(dtype=torch.int32))
