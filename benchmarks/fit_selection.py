@@ -10,12 +10,14 @@ left out.
 
 `fit` needs numpy and no GPU. It fits the model (see convt3d_gemm.costs), says how well it picks on layers that it has
 not seen, and with --write replaces the device's class in the table. Without FILE it takes the table's own measurements.
+It asks the library for direct's plans, so it is to be run again whenever these or what they expect have changed.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -30,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from convt3d_gemm import decision, tuning
+from convt3d_gemm import _C, decision, library, tuning
 from convt3d_gemm.bench.ceilings import measure_ceilings
 from convt3d_gemm.bench.device import release_memory, versions
 from convt3d_gemm.bench.inputs import Layout
@@ -39,8 +41,9 @@ from convt3d_gemm.bench.measure import comparison_mode
 from convt3d_gemm.bench.targets import geometric_mean
 from convt3d_gemm.bench.timing import Clock
 from convt3d_gemm.choice import forward_of
-from convt3d_gemm.costs import FEATURES, Costs, features, problem_of, times_of
+from convt3d_gemm.costs import Costs, Planner, distance, place_of, problem_of, times_of
 from convt3d_gemm.problem import OPERATORS, Problem
+from convt3d_gemm.settings import get_workspace_limit
 
 TABLE = Path(__file__).parent.parent / "python" / "convt3d_gemm" / "costs.json"
 ALGORITHMS = tuning.ALGORITHMS
@@ -265,6 +268,7 @@ def describe_class(device: torch.device) -> dict[str, Any]:
         # Below 8.0 the direct kernels are others.
         "least_capability": (8, 0) if hardware.type == "cuda" else (0, 0),
         "units": hardware.units,
+        "shared_memory": _C.Target.cuda(device.index).shared_memory if hardware.type == "cuda" else 0,
         "copy_rate": copy_rate,
         "multiply_rates": rates,
         "launch_seconds": LAUNCH_SECONDS[hardware.type],
@@ -274,14 +278,14 @@ def describe_class(device: torch.device) -> dict[str, Any]:
 # ---- fit ------------------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, order=True)
 class Row:
     """One layer's measured milliseconds."""
 
     layer: str
     precision: str
     layout: str
-    times: Times
+    times: Times = dataclasses.field(compare=False)
 
     def problem(self, operator: str) -> Problem:
         return problem_of(operator, self.layer, self.precision, self.layout)
@@ -327,20 +331,37 @@ def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 class Choice(NamedTuple):
     """What cross-validation chooses."""
 
-    ridge: float
     reach: float
     margin: float
     agreeing: int
 
 
-RIDGES = (1.0, 10.0, 100.0)
-REACHES = (0.0, 1.5, 4.0)
+REACHES = (6.0, 12.0, 24.0)
 MARGINS = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5)
 AGREEING = (0, 2, 4)
 FOLDS = 5
 
+# The variance of what efficiencies in the same place are apart, in units of that far apart.
+NOISE = 0.1
 
-def fitted(device: Mapping[str, Any], rows: Sequence[Row], choice: Choice, source: str) -> dict[str, Any]:
+
+def planner_of(device: Mapping[str, Any]) -> Planner | None:
+    """What plans direct for the device that was measured; None where its plans expect no cycles."""
+    major, minor = device["capability"]
+    if (major, minor) < (8, 0) or "shared_memory" not in device:
+        return None
+    target = _C.Target.cuda(
+        compute_capability=10 * major + minor,
+        multiprocessors=device["units"],
+        shared_memory=device["shared_memory"],
+    )
+    limit = get_workspace_limit()
+    return functools.cache(lambda problem: library.plan_for(target, "direct", problem._replace(limit=limit)))
+
+
+def fitted(
+    device: Mapping[str, Any], rows: Sequence[Row], choice: Choice, source: str, plan: Planner | None
+) -> dict[str, Any]:
     """The class's entry in the table."""
     entry = {
         **device,
@@ -352,34 +373,60 @@ def fitted(device: Mapping[str, Any], rows: Sequence[Row], choice: Choice, sourc
         "measured": [[row.layer, row.precision, row.layout, row.times] for row in rows],
     }
     costs = Costs("", entry)
-    fits: dict[str, dict[str, dict[str, list[float]]]] = {}
+    places = [place_of(row.problem("forward")) for row in rows]
+    closeness = np.exp(-np.array([[distance(one, other) for other in places] for one in places]) / choice.reach)
+    fits: dict[str, dict[str, dict[str, Any]]] = {operator: {} for operator in OPERATORS}
     for operator, algorithm in itertools.product(OPERATORS, ALGORITHMS):
-        values, targets = [], []
-        for row in rows:
-            measured = row.times.get(operator, {}).get(algorithm)
-            if measured is not None:
-                problem = row.problem(operator)
-                values.append(features(problem))
-                targets.append(math.log(measured / costs.work(problem, algorithm)))
-        if targets:
-            solution = ridge_regression(np.array(values), np.array(targets), choice.ridge)
-            fits.setdefault(operator, {})[algorithm] = {
-                "range": [round(min(targets), 3), round(max(targets), 3)],
-                "coefficients": [float(f"{value:.5g}") for value in solution],
-            }
-    return {**entry, "fits": fits}
+        times = times_by_row(rows, operator, algorithm)
+        if times and (algorithm != "direct" or plan is None):
+            fits[operator][algorithm] = kriged(
+                {
+                    number: math.log(measured / costs.work(rows[number].problem(operator), algorithm))
+                    for number, measured in times.items()
+                },
+                closeness,
+            )
+    if plan is None:
+        return {**entry, "fits": fits}
+    rates: list[float] = []
+    for operator in OPERATORS[:3]:  # each gradient by itself
+        families: dict[str, list[float]] = {}
+        for number, measured in times_by_row(rows, operator, "direct").items():
+            problem = rows[number].problem(operator)
+            planned = plan(problem)
+            if planned.expected_cycles > 0:
+                rates.append(planned.expected_cycles / (1e-3 * measured - device["launch_seconds"]))
+            else:
+                family = planned.configuration.split()[0]
+                families.setdefault(family, []).append(math.log(measured / costs.work(problem, "direct")))
+        for family, slowness in sorted(families.items()):
+            # Their neighbours' families would have to be in the table, and are not worth it.
+            fits[operator][f"direct {family}"] = {"mean": round(float(np.mean(slowness)), 4), "weights": []}
+    return {**entry, "clock_rate": float(np.median(rates)), "fits": fits}
 
 
-def ridge_regression(values: np.ndarray, targets: np.ndarray, ridge: float) -> np.ndarray:
-    """Coefficients of the columns. The first, of ones, is not shrunk; the others are, in units of their spread."""
-    means, spreads = values.mean(0), values.std(0)
-    used = spreads > 1e-9
-    scaled = (values[:, used] - means[used]) / spreads[used]
-    normal = scaled.T @ scaled + ridge * np.eye(scaled.shape[1])
-    slopes = np.zeros(values.shape[1])
-    slopes[used] = np.linalg.solve(normal, scaled.T @ (targets - targets.mean())) / spreads[used]
-    slopes[0] = targets.mean() - slopes @ means
-    return slopes
+def times_by_row(rows: Sequence[Row], operator: str, algorithm: str) -> dict[int, float]:
+    """Milliseconds by the number of the row, of those that have them."""
+    return {
+        number: row.times[operator][algorithm]
+        for number, row in enumerate(rows)
+        if algorithm in row.times.get(operator, {})
+    }
+
+
+def kriged(values: Mapping[int, float], closeness: np.ndarray) -> dict[str, Any]:
+    """The values' mean, and the weights of all rows by which it is off near them.
+
+    Args:
+        values: by the number of the row; those of some rows may be missing, and these weigh nothing.
+        closeness: of any two rows, 1 for the same place.
+    """
+    known = list(values)
+    mean = float(np.mean(list(values.values())))
+    covariance = closeness[np.ix_(known, known)] + NOISE * np.eye(len(known))
+    weights = np.zeros(len(closeness))
+    weights[known] = np.linalg.solve(covariance, np.array(list(values.values())) - mean)
+    return {"mean": round(mean, 4), "weights": [round(float(weight), 4) for weight in weights]}
 
 
 class Outcome(NamedTuple):
@@ -408,24 +455,26 @@ class Expectation(NamedTuple):
     doubted: Mapping[int, frozenset[decision.Pick]]
 
 
-def expectations(device: Mapping[str, Any], rows: Sequence[Row], ridge: float, reach: float) -> list[Expectation]:
+def expectations(
+    device: Mapping[str, Any], rows: Sequence[Row], reach: float, plan: Planner | None
+) -> list[Expectation]:
     """Of every row and operator."""
     found: list[Expectation] = []
     for fold in range(FOLDS):
         known = [row for row in rows if row.fold % FOLDS != fold]
         if not known:
             continue
-        costs = Costs("", fitted(device, known, Choice(ridge, reach, 0.0, 0), ""))
+        costs = Costs("", fitted(device, known, Choice(reach, 0.0, 0), "", plan))
         for row in rows:
             if row.fold % FOLDS == fold:
-                found += expectations_of(row, costs)
+                found += expectations_of(row, costs, plan)
     return found
 
 
-def expectations_of(row: Row, costs: Costs) -> Iterator[Expectation]:
+def expectations_of(row: Row, costs: Costs, plan: Planner | None) -> Iterator[Expectation]:
     for operator in OPERATORS:
         parts = [operator, *(("grad_input", "grad_weight") if operator == "grad_input_weight" else ())]
-        expected = {part: costs.predict(row.problem(part)) for part in parts}
+        expected = {part: costs.predict(row.problem(part), plan) for part in parts}
         measured = decision.candidates_of({part: times_of(row.times, part) for part in parts}, ALGORITHMS)
         candidates = decision.candidates_of(expected, ALGORITHMS)
         candidates = {pick: time for pick, time in candidates.items() if pick in measured}
@@ -453,18 +502,22 @@ def loss(found: Iterable[Outcome]) -> float:
 
 
 def cross_validated(
-    device: Mapping[str, Any], rows: Sequence[Row], margins: Sequence[float], agreeing: Sequence[int]
+    device: Mapping[str, Any],
+    rows: Sequence[Row],
+    margins: Sequence[float],
+    agreeing: Sequence[int],
+    plan: Planner | None,
 ) -> tuple[Choice, list[Outcome]]:
     """The choice with the least loss on layers that were held out, and what it picked there."""
     tried: list[tuple[float, Choice, list[Outcome]]] = []
-    for ridge, reach in itertools.product(RIDGES, REACHES):
-        expected = expectations(device, rows, ridge, reach)
+    for reach in REACHES:
+        expected = expectations(device, rows, reach, plan)
         best = math.inf
         for margin, count in itertools.product(margins, agreeing):
             found = outcomes(expected, margin, count)
-            tried.append((loss(found), Choice(ridge, reach, margin, count), found))
+            tried.append((loss(found), Choice(reach, margin, count), found))
             best = min(best, tried[-1][0])
-        print(f"ridge {ridge}, reach {reach}: loss {best:.5f}", flush=True)
+        print(f"reach {reach}: loss {best:.5f}", flush=True)
     _, choice, found = min(tried, key=lambda one: one[0])
     return choice, found
 
@@ -498,19 +551,23 @@ def fit(arguments: argparse.Namespace) -> int:
     """Fit, report, and write if asked to."""
     table = json.loads(TABLE.read_text())
     device, rows = read(*arguments.files) if arguments.files else from_table(table, arguments.name)
-    rows = [row for row in rows if row.times.get("forward", {}).get("native")]
+    rows = sorted(row for row in rows if row.times.get("forward", {}).get("native"))
     if not rows:
         raise SystemExit("no measurements")
     name = arguments.name or device["device"]
-    print(f"{name}: {len(rows)} layers, {len(FEATURES)} features")
+    present = table["classes"].get(name, {})
+    if "shared_memory" in present:  # which measurements before 2026-11-21 do not say
+        device.setdefault("shared_memory", present["shared_memory"])
+    plan = planner_of(device)
+    print(f"{name}: {len(rows)} layers" + ("" if plan is None else ", and what direct's plans expect"))
     margins = MARGINS if arguments.margin is None else [arguments.margin]
     agreeing = AGREEING if arguments.agreeing is None else [arguments.agreeing]
-    choice, found = cross_validated(device, rows, margins, agreeing)
+    choice, found = cross_validated(device, rows, margins, agreeing, plan)
     print("chosen: " + ", ".join(f"{name} {value}" for name, value in choice._asdict().items()))
     print(report(found))
     if arguments.write:
-        source = arguments.source or table["classes"].get(name, {}).get("source") or "benchmarks/fit_selection.py"
-        table["classes"][name] = rounded(fitted(device, rows, choice, source))
+        source = arguments.source or present.get("source") or "benchmarks/fit_selection.py"
+        table["classes"][name] = rounded(fitted(device, rows, choice, source, plan))
         TABLE.write_text(spelled(table))
         print(f"{TABLE}: {TABLE.stat().st_size} bytes")
     return 0
@@ -521,7 +578,7 @@ def from_table(table: Mapping[str, Any], name: str | None) -> tuple[dict[str, An
     if name not in table["classes"]:
         raise SystemExit(f"give FILE, or --name, one of {', '.join(table['classes'])}")
     entry = table["classes"][name]
-    fitted_parts = ("source", "margin", "reach", "agreeing", "fits", "measured")
+    fitted_parts = ("source", "margin", "reach", "agreeing", "clock_rate", "fits", "measured")
     device = {key: value for key, value in entry.items() if key not in fitted_parts}
     return device, [Row(*measured) for measured in entry["measured"]]
 
@@ -536,12 +593,8 @@ def rounded(entry: dict[str, Any]) -> dict[str, Any]:
         [layer, precision, layout, {operator: of(by_name) for operator, by_name in times.items()}]
         for layer, precision, layout, times in entry["measured"]
     ]
-    return {
-        **entry,
-        "copy_rate": float(f"{entry['copy_rate']:.3g}"),
-        "multiply_rates": of(entry["multiply_rates"]),
-        "measured": sorted(measured, key=lambda row: row[:3]),
-    }
+    rates = of({name: entry[name] for name in ("copy_rate", "clock_rate") if name in entry})
+    return {**entry, **rates, "multiply_rates": of(entry["multiply_rates"]), "measured": measured}
 
 
 def spelled(table: Mapping[str, Any]) -> str:

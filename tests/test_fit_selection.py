@@ -63,7 +63,14 @@ def made_up(problem: Problem, algorithm: str) -> float:
     return 1e3 * (multiplying * (1.2 + 3 * math.log2(problem.parameters.groups)) + 3 * moving + 5e-6)
 
 
-def write_measurements(script: ModuleType, device: dict[str, Any], file: Path, count: int, noise: float) -> None:
+def write_measurements(
+    script: ModuleType,
+    device: dict[str, Any],
+    file: Path,
+    count: int,
+    noise: float,
+    time_of: Callable[[Problem, str], float] = made_up,
+) -> None:
     draw = random.Random(0)
     with file.open("w") as lines:
         lines.write(json.dumps({"device": device}) + "\n")
@@ -72,7 +79,7 @@ def write_measurements(script: ModuleType, device: dict[str, Any], file: Path, c
             problem, _ = next(problems)
             times = {
                 operator: {
-                    name: made_up(problem._replace(operator=operator), name) * math.exp(draw.gauss(0, noise))
+                    name: time_of(problem._replace(operator=operator), name) * math.exp(draw.gauss(0, noise))
                     for name in ("gemm", "direct", "native")
                 }
                 for operator in OPERATORS
@@ -89,8 +96,7 @@ def test_fit_finds_the_rule_behind_measurements(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """On layers that it has not seen, although each time is 3 % off; and the table is for this class alone."""
-    monkeypatch.setattr(script, "RIDGES", (1.0,))
-    monkeypatch.setattr(script, "REACHES", (1.5,))
+    monkeypatch.setattr(script, "REACHES", (24.0,))
     table = tmp_path / "costs.json"
     table.write_text(json.dumps({"format": 1, "classes": {"other": {**rates, "fits": {}, "measured": []}}}))
     monkeypatch.setattr(script, "TABLE", table)
@@ -132,8 +138,48 @@ def test_fit_finds_the_rule_behind_measurements(
     assert script.main(["fit", "--name", "made up", "--write"]) == 0
     again = json.loads(table.read_text())["classes"]["made up"]
     assert again["measured"] == classes["made up"]["measured"]
-    first, second = (each["fits"]["forward"]["gemm"]["range"] for each in (again, classes["made up"]))
+    first, second = (each["fits"]["forward"]["gemm"]["mean"] for each in (again, classes["made up"]))
     assert first == pytest.approx(second, abs=0.02)
+
+
+def test_plans_of_direct_are_fitted_by_a_clock(
+    script: ModuleType,
+    rates: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The rate by which they expect what was measured; other families of kernels take what they took on average."""
+    monkeypatch.setattr(script, "REACHES", (6.0,))
+    table = tmp_path / "costs.json"
+    # The measurements do not say what the class in the table does.
+    table.write_text(json.dumps({"format": 1, "classes": {"made up": {"shared_memory": 228 << 10}}}))
+    monkeypatch.setattr(script, "TABLE", table)
+    plan = script.planner_of({**rates, "shared_memory": 228 << 10})
+    assert plan is not None
+
+    def by_plan(problem: Problem, algorithm: str) -> float:
+        if algorithm != "direct" or problem.operator == "grad_input_weight":
+            return made_up(problem, algorithm)
+        cycles = plan(problem).expected_cycles
+        return 5e-3 + cycles / 1.5e6 if cycles else 7 * made_up(problem, "native")
+
+    measured = tmp_path / "measured.jsonl"
+    write_measurements(script, rates, measured, count=60, noise=0, time_of=by_plan)
+    assert script.main(["fit", str(measured), "--write"]) == 0
+    assert "made up: 60 layers, and what direct's plans expect" in capsys.readouterr().out
+    entry = json.loads(table.read_text())["classes"]["made up"]
+    assert entry["clock_rate"] == 1.5e9
+    assert entry["shared_memory"] == 228 << 10
+    assert "direct" not in entry["fits"]["forward"]
+    assert entry["fits"]["forward"]["direct depthwise"]["weights"] == []
+    assert "direct" not in entry["fits"]["grad_input_weight"]
+
+    # Nor is anything forgotten or counted twice when the table's own measurements are fitted.
+    assert script.main(["fit", "--name", "made up", "--write"]) == 0
+    again = json.loads(table.read_text())["classes"]["made up"]
+    assert again["clock_rate"] == pytest.approx(1.5e9, rel=0.01)
+    assert list(again) == list(entry)
 
 
 def test_measurements_of_two_devices_do_not_mix(script: ModuleType, rates: dict[str, Any], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -16,11 +17,11 @@ from torch import Tensor
 
 import convt3d_gemm
 from cases import BOUNDS, LAYOUTS, NAMED, OPERATORS, Case, native, ours, relative_error, workspace_limit
-from convt3d_gemm import conv_transpose3d, costs, decision, explain, library
+from convt3d_gemm import _C, conv_transpose3d, costs, decision, explain, library
 from convt3d_gemm.bench.layers import LAYERS, PRESETS, Layer, parse_layer
 from convt3d_gemm.binding import has_backend
 from convt3d_gemm.cli import main
-from convt3d_gemm.costs import FEATURES, Costs, Hardware, costs_for, features, problem_of
+from convt3d_gemm.costs import COORDINATES, Costs, Hardware, costs_for, distance, place_of, problem_of
 from convt3d_gemm.parameters import Parameters
 from convt3d_gemm.problem import Problem
 
@@ -29,6 +30,11 @@ CPU = torch.device("cpu")
 
 needs_cpu = pytest.mark.skipif(not has_backend("cpu"), reason="this build has no CPU backend")
 pytestmark = pytest.mark.usefixtures("cache")
+
+
+def plan_for_h200(of: Problem) -> _C.Plan:
+    target = _C.Target.cuda(compute_capability=90, multiprocessors=132, shared_memory=228 << 10)
+    return library.plan_for(target, "direct", of)
 
 
 def problem(case: Case | Layer, operator: str = "forward", dtype: torch.dtype = torch.float32) -> Problem:
@@ -45,7 +51,6 @@ def problem(case: Case | Layer, operator: str = "forward", dtype: torch.dtype = 
 
 def entry(**times: dict[str, float]) -> dict[str, Any]:
     """A class of the table that expects each algorithm to take so many times its work at the best rates."""
-    zeros = [0.0] * (len(FEATURES) - 1)
     return {
         "type": "cpu",
         "device": "made up",
@@ -57,13 +62,10 @@ def entry(**times: dict[str, float]) -> dict[str, Any]:
         "multiply_rates": {"float32": 1e10, "bfloat16": 1e10, "float64": 1e10},
         "launch_seconds": 1e-5,
         "margin": 0.1,
-        "reach": 0.0,
+        "reach": 1.0,
         "agreeing": 0,
         "fits": {
-            operator: {
-                name: {"range": [-9.0, 9.0], "coefficients": [math.log(factor), *zeros]}
-                for name, factor in factors.items()
-            }
+            operator: {name: {"mean": math.log(factor), "weights": []} for name, factor in factors.items()}
             for operator, factors in times.items()
         },
         # Far from everything: it says which settings are known, and is no layer's neighbour.
@@ -142,31 +144,19 @@ def test_expected_times() -> None:
     assert faster.predict(of_case)["native"] == pytest.approx(1e3 * (1e-5 + (seconds - 1e-5) / 2))
 
 
-def test_expectations_stay_within_what_was_measured() -> None:
-    fit = entry(forward={"native": 1.0})
-    fit["fits"]["forward"]["native"]["coefficients"][FEATURES.index("taps")] = 1.0
-    of_case = problem(NAMED["plain"])  # 27 taps
-    assert Costs("", fit).predict(of_case)["native"] == pytest.approx(
-        math.exp(math.log2(27)) * Costs("", fit).work(of_case, "native")
-    )
-    fit["fits"]["forward"]["native"]["range"] = [-1.0, 2.0]
-    assert Costs("", fit).predict(of_case)["native"] == pytest.approx(
-        math.exp(2) * Costs("", fit).work(of_case, "native")
-    )
-
-
-def test_coefficients_meet_their_features() -> None:
+def test_places_are_made_of_coordinates() -> None:
     of_case = problem(NAMED["two groups"])
-    named = dict(zip(FEATURES, features(of_case), strict=True))
-    assert named["1"] == 1
+    named = dict(zip(COORDINATES, place_of(of_case), strict=True))
     assert named["input channels of a group"] == 1
     assert named["output channels of a group"] == pytest.approx(math.log2(3))
-    assert named["groups"] == 1
+    assert named["groups"] == pytest.approx(0.7)
+    assert named["taps"] == pytest.approx(math.log2(27))
     assert named["stride"] == 3
     assert named["kernel = stride"] == named["dilated"] == named["half"] == 0
-    assert named["ieee"] == 1
-    assert named["taps * stride"] == pytest.approx(3 * math.log2(27))
-    assert len(FEATURES) == len(set(FEATURES))
+    assert named["ieee"] == 4
+    half = of_case._replace(dtype=torch.float16)
+    # Also of rows of 9 elements, of 2 bytes each instead of 4.
+    assert distance(place_of(of_case), place_of(half)) == pytest.approx(math.hypot(3, 4, 0.3))
 
 
 def test_both_gradients_are_expected_to_take_what_each_takes() -> None:
@@ -180,10 +170,12 @@ def test_neighbours_correct_what_is_expected() -> None:
     """A measured layer like this one takes twice what the fit says; so will this one, nearly."""
     near, far = problem(NAMED["plain"]), problem(LAYERS["gan_first"])
     fit = entry(forward={"native": 1.0})
-    plain = Costs("made up", fit)
+    plain = Costs("made up", entry(forward={"native": 1.0}))
     twice = 2 * plain.predict(near)["native"]
+    fit["fits"]["forward"]["native"]["weights"] = [*[0.0] * len(fit["measured"]), math.log(2)]
     fit["measured"] = [*fit["measured"], [near.layer, "float32", "ncdhw", {"forward": {"native": twice}}]]
-    corrected = Costs("made up", {**fit, "reach": 1.0})
+    corrected = Costs("made up", {**fit, "reach": 0.5})
+    assert corrected.predict(near)["native"] == pytest.approx(twice)
     like = near._replace(input_size=torch.Size((2, 4, 4, 5, 7)))
     assert 1.6 < corrected.predict(like)["native"] / plain.predict(like)["native"] < 2
     assert corrected.predict(far)["native"] == pytest.approx(plain.predict(far)["native"])
@@ -235,9 +227,14 @@ def test_the_table_fits_the_model() -> None:
         for operator, fits in each["fits"].items():
             assert operator in OPERATORS
             assert "native" in fits or operator == "grad_input_weight"
-            for fit in fits.values():
-                assert len(fit["coefficients"]) == len(FEATURES)
-                assert fit["range"][0] <= fit["range"][1]
+            assert ("direct" in fits) == ("clock_rate" not in each)
+            for name, fit in fits.items():
+                assert len(fit["weights"]) == (0 if name.startswith("direct ") else len(each["measured"]))
+                assert all(map(math.isfinite, [fit["mean"], *fit["weights"]]))
+        assert each["reach"] > 0
+        if "clock_rate" in each:
+            assert 1e9 < each["clock_rate"] < 3e9
+            assert each["shared_memory"] > 0
         for layer, precision, layout, times in each["measured"]:
             assert problem_of("forward", layer, precision, layout).layer == layer
             assert all(0 < time < 1e6 for by_name in times.values() for time in by_name.values())
@@ -267,9 +264,43 @@ def test_every_layer_has_expected_times(operator: str) -> None:
     assert table is not None
     for case in NAMED.values():
         if case.batch:
-            times = table.predict(problem(case, operator)._replace(tf32=True))
-            assert "native" in times
+            times = table.predict(problem(case, operator)._replace(tf32=True), plan_for_h200)
+            assert set(times) == {"gemm", "direct", "native"}
             assert all(1e-4 < time < 1e3 for time in times.values()), case
+
+
+def test_direct_is_expected_to_take_what_its_plan_expects() -> None:
+    """Where the class has a clock rate and the plan a model; for both gradients, what each of them takes."""
+    with_plans = {**entry(forward={"gemm": 2.0, "native": 1.0}), "clock_rate": 1.5e9}
+    with_plans["multiply_rates"]["tf32"] = 1e12
+    with_plans["measured"].append(["N1,Cin1,Cout1,k9,in1,s1,p0,op0,d1,g1", "tf32", "ncdhw", {}])
+    costs = Costs("made up", with_plans)
+    times = {}
+    for operator in OPERATORS:
+        of_layer = problem(LAYERS["nnunet_mid"], operator)._replace(tf32=True)
+        cycles = plan_for_h200(of_layer).expected_cycles
+        times[operator] = costs.predict(of_layer, plan_for_h200)
+        launches = 2 if operator == "grad_input_weight" else 1
+        assert times[operator]["direct"] == pytest.approx(launches * 1e-2 + cycles / 1.5e6)
+    assert times["grad_input_weight"]["direct"] == times["grad_input"]["direct"] + times["grad_weight"]["direct"]
+    assert set(times["forward"]) == {"gemm", "direct", "native"}
+    # Work that is done faster is no reason for a clock to be.
+    faster = Costs("made up", with_plans, speed=2.0)
+    of_layer = problem(LAYERS["nnunet_mid"])._replace(tf32=True)
+    assert faster.predict(of_layer, plan_for_h200)["direct"] == times["forward"]["direct"]
+    assert faster.predict(of_layer, plan_for_h200)["native"] < times["forward"]["native"]
+
+
+def test_families_without_a_model_are_expected_to_take_what_they_took() -> None:
+    families = {"direct depthwise": 3.0, "native": 1.0}
+    costs = Costs("made up", {**entry(forward=families, grad_input={"native": 1.0}), "clock_rate": 1.5e9})
+    depthwise, wide = problem(NAMED["depthwise"]), problem(LAYERS["nnunet_mid"], dtype=torch.float64)
+    assert costs.predict(depthwise, plan_for_h200)["direct"] == pytest.approx(3 * costs.work(depthwise, "direct"))
+    assert "direct" not in costs.predict(depthwise._replace(operator="grad_input"), plan_for_h200)
+    assert plan_for_h200(wide).configuration == "simt"
+    assert "direct" not in costs.predict(wide, plan_for_h200)  # never measured
+    without_clock = Costs("made up", entry(forward={"direct": 2.0, "native": 1.0}))
+    assert without_clock.predict(depthwise)["direct"] == pytest.approx(2 * costs.work(depthwise, "direct"))
 
 
 # ---- decisions -------------------------------------------------------------------------------------------------------
@@ -560,6 +591,18 @@ def test_explain(expecting: Callable[..., None]) -> None:
     assert re.search(r"  gemm: 2 ms, 50.4 times the floor \(columns of 156 kB, workspace [0-9.]+ kB\)", text)
     assert "grad_input: native, because measured on this class of device: 3 ms, and no other is faster" in text
     assert "grad_input_weight: native + direct, because measured on this class of device: 5 ms, native 6 ms" in text
+
+
+@needs_cpu
+def test_explain_says_what_the_plan_of_direct_expects(expecting: Callable[..., None]) -> None:
+    expecting(**{operator: {"direct": 0.1, "native": 1.0} for operator in OPERATORS[:3]})
+    case = NAMED["plain"]
+    tensors = case.tensors(CPU, torch.float32, torch.contiguous_format, seed=5)
+    forward = explain(tensors.input, tensors.weight, **case.parameters).operators["forward"]
+    assert forward.expected_cycles == 0  # on a CPU
+    assert "cycles" not in str(forward)
+    on_gpu = str(dataclasses.replace(forward, expected_cycles=816896.4))
+    assert re.search(r"  direct: .* \(its plan expects 817 k clock cycles, workspace ", on_gpu)
 
 
 def test_explain_refuses_what_no_convolution_satisfies() -> None:

@@ -1,11 +1,17 @@
 """The cost model: what each algorithm is expected to take for a problem on a class of devices.
 
-    time = (launch + operations / multiply rate + bytes / copy rate) * exp(coefficients . features + correction)
+    work = launch + operations / multiply rate + bytes / copy rate
+    time = work * exp(mean + sum over the measured layers of weight * exp(-distance / reach))
 
-The sum in front is what the work would take at the device's best rates; for "gemm" its bytes include the columns. The
-exponential is the inverse of the efficiency: its coefficients are fitted to measurements of each algorithm and
-operator, and the correction is what the nearest measured layers are off that fit. A layer that was measured itself is
-not predicted: its measured times are taken. `costs.json` holds all of it; ``benchmarks/fit_selection.py`` makes it.
+The work is what the device's best rates allow; for "gemm" its bytes include the columns. The exponential is the inverse
+of the efficiency, which is carried over from measured layers to those like them: kriging, with weights for each
+algorithm and operator. Of a GPU's "direct" more is known, where the table has a clock rate: its plans expect clock
+cycles.
+
+    time of direct = launch + expected cycles / clock rate
+
+A layer that was measured itself is not predicted: its measured times are taken. `costs.json` holds all of it;
+``benchmarks/fit_selection.py`` makes it.
 """
 
 from __future__ import annotations
@@ -14,19 +20,31 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 import torch
 
+from convt3d_gemm import _C, library
 from convt3d_gemm.parameters import Parameters, Triple
 from convt3d_gemm.problem import Problem
 
-__all__ = ["FEATURES", "Costs", "Hardware", "costs_for", "features", "problem_of", "times_of"]
+__all__ = [
+    "COORDINATES",
+    "Costs",
+    "Hardware",
+    "Planner",
+    "costs_for",
+    "distance",
+    "place_of",
+    "problem_of",
+    "times_of",
+]
 
 Times = Mapping[str, float]
+Planner = Callable[[Problem], _C.Plan]
 
 
 @dataclass(frozen=True)
@@ -46,9 +64,9 @@ class Hardware:
     units: int
 
 
-#: What makes layers alike: the coordinates that they are compared by, each with the distance that a difference of 1
-#: makes. Sizes are logarithms to base 2.
-_COORDINATES = {
+#: What makes layers alike: the coordinates of their places, each with the distance that a difference of 1 makes. Sizes
+#: are logarithms to base 2.
+COORDINATES = {
     "input channels of a group": 1.0,
     "output channels of a group": 1.0,
     "groups": 0.7,
@@ -70,44 +88,18 @@ _COORDINATES = {
     "double": 6.0,
 }
 
-#: Pairs whose product is a feature of its own.
-_PRODUCTS = (
-    ("input channels of a group", "input channels of a group"),
-    ("output channels of a group", "output channels of a group"),
-    ("input channels of a group", "output channels of a group"),
-    ("groups", "groups"),
-    ("groups", "input channels of a group"),
-    ("taps", "taps"),
-    ("taps", "stride"),
-    ("taps", "output channels of a group"),
-    ("voxels", "voxels"),
-    ("voxels", "input channels of a group"),
-    ("voxels", "output channels of a group"),
-    ("depthwise", "taps"),
-    ("kernel = stride", "input channels of a group"),
-    ("kernel = stride", "output channels of a group"),
-    ("ndhwc", "input channels of a group"),
-    ("ndhwc", "output channels of a group"),
-    ("ndhwc", "groups"),
-    ("ndhwc", "taps"),
-    ("ndhwc", "kernel = stride"),
-    ("ndhwc", "half"),
-    ("half", "input channels of a group"),
-    ("half", "output channels of a group"),
-    ("half", "groups"),
-    ("half", "taps"),
-    ("half", "kernel = stride"),
-    ("ieee", "input channels of a group"),
-    ("ieee", "output channels of a group"),
-    ("ieee", "taps"),
-)
+# Where native's victories are looked for, layers of other precisions and layouts are left out if so many remain.
+_ENOUGH = 8
 
-#: What the coefficients belong to, in order.
-FEATURES = ("1", *_COORDINATES, *(f"{first} * {second}" for first, second in _PRODUCTS))
 
-# Of the nearest layers' deviations from the fit, and how much of "no deviation" goes into their mean.
-_NEIGHBOURS = 8
-_PRIOR = 0.3
+def place_of(problem: Problem) -> tuple[float, ...]:
+    """The values of `COORDINATES`, in units of distance. No size of the problem may be 0."""
+    return tuple(weight * value for weight, value in zip(COORDINATES.values(), _coordinates(problem), strict=True))
+
+
+def distance(first: tuple[float, ...], second: tuple[float, ...]) -> float:
+    """How far two places lie apart."""
+    return math.dist(first, second)
 
 
 def _coordinates(problem: Problem) -> tuple[float, ...]:
@@ -138,27 +130,26 @@ def _coordinates(problem: Problem) -> tuple[float, ...]:
     )
 
 
-_PLACES = {name: place for place, name in enumerate(_COORDINATES)}
-_PRODUCT_PLACES = tuple((_PLACES[first], _PLACES[second]) for first, second in _PRODUCTS)
-_WEIGHTS = tuple(_COORDINATES.values())
+@dataclass(frozen=True)
+class _Measured:
+    """A layer of the table: its place, precision and layout, and its milliseconds."""
 
-
-def _features(coordinates: tuple[float, ...]) -> tuple[float, ...]:
-    return (1.0, *coordinates, *(coordinates[i] * coordinates[j] for i, j in _PRODUCT_PLACES))
-
-
-def features(problem: Problem) -> tuple[float, ...]:
-    """What the coefficients are multiplied by: the values of `FEATURES`. No size of the problem may be 0."""
-    return _features(_coordinates(problem))
+    place: tuple[float, ...]
+    setting: tuple[str, str]
+    times: Mapping[str, Times]
 
 
 @dataclass(frozen=True)
-class _Neighbour:
-    """A layer of the table: the problem without its operator, where it lies, and its milliseconds."""
+class _Fit:
+    """Logarithms of how much longer than its work an algorithm takes.
 
-    problem: Problem
-    coordinates: tuple[float, ...]
-    times: Mapping[str, Times]
+    Attributes:
+        mean: of all that were measured.
+        weights: of the measured layers, by which they pull what is near away from the mean; none where nothing does.
+    """
+
+    mean: float
+    weights: tuple[float, ...]
 
 
 # Between measurements of one layer in two runs lie one or two per cent.
@@ -176,6 +167,7 @@ class Costs:
         agreeing: on how many of the nearest measured layers it must have been faster than native, too.
         copy_rate: bytes per second, those read and those written.
         multiply_rates: operations per second of a large matrix product, by precision.
+        clock_rate: cycles per second by which the plans of "direct" are believed; None where they are not asked.
     """
 
     def __init__(self, name: str, entry: Mapping[str, Any], speed: float = 1.0, margin: float = 0.0) -> None:
@@ -194,14 +186,18 @@ class Costs:
         self.agreeing = int(entry["agreeing"])
         self.copy_rate = speed * float(entry["copy_rate"])
         self.multiply_rates = {precision: speed * float(rate) for precision, rate in entry["multiply_rates"].items()}
+        self.clock_rate: float | None = entry.get("clock_rate")
         self._speed = speed
         self._launch = float(entry["launch_seconds"])
         self._reach = float(entry["reach"])
-        self._fits: Mapping[str, Mapping[str, Mapping[str, list[float]]]] = entry["fits"]
-        self._measured = {(layer, precision, layout): times for layer, precision, layout, times in entry["measured"]}
-        self._settings = {(precision, layout) for _, precision, layout in self._measured}
+        self._fits = {
+            operator: {name: _Fit(float(fit["mean"]), tuple(fit["weights"])) for name, fit in fits.items()}
+            for operator, fits in entry["fits"].items()
+        }
+        self._times = {(layer, precision, layout): times for layer, precision, layout, times in entry["measured"]}
+        self._settings = {(precision, layout) for _, precision, layout in self._times}
         # One problem's operators are asked about one after the other.
-        self._nearest = functools.lru_cache(maxsize=16)(self._find_nearest)
+        self._distances = functools.lru_cache(maxsize=16)(self._find_distances)
 
     def floor(self, problem: Problem) -> float:
         """Milliseconds of all multiplications or of moving every tensor once, whichever is longer."""
@@ -218,25 +214,25 @@ class Costs:
 
     def measured(self, problem: Problem) -> Times:
         """Milliseconds of each algorithm where this very layer is in the table, else nothing."""
-        times = self._measured.get((problem.layer, problem.precision, problem.layout), {})
+        times = self._times.get((problem.layer, problem.precision, problem.layout), {})
         return {name: value / self._speed for name, value in times_of(times, problem.operator).items()}
 
-    def predict(self, problem: Problem) -> Times:
+    def predict(self, problem: Problem, plan: Planner | None = None) -> Times:
         """Milliseconds expected of each algorithm; none if nothing was measured at this precision and in this layout.
 
         Args:
             problem: none of whose sizes is 0.
+            plan: makes the plans of "direct", whose expectations are taken where the class has a clock rate; by default
+                for the problem's own device.
         """
         if (problem.precision, problem.layout) not in self._settings:
             return {}
-        coordinates = _coordinates(problem)
-        neighbours = self._nearest(coordinates, (problem.precision, problem.layout))
+        plan = plan or (lambda part: library.planned("direct", part).plan)
         operators = ("grad_input", "grad_weight") if problem.operator == "grad_input_weight" else ()
-        parts = [self._expected(problem._replace(operator=part), coordinates, neighbours) for part in operators]
-        together = self._expected(problem, coordinates, neighbours)
+        parts = [self._expected(problem._replace(operator=part), plan) for part in operators]
         # One call for both gradients shares work: gemm's columns, a vendor's copies in another layout.
         names = set.intersection(*map(set, parts)) if parts else set()
-        return {**{name: sum(part[name] for part in parts) for name in sorted(names)}, **together}
+        return {**{name: sum(part[name] for part in parts) for name in sorted(names)}, **self._expected(problem, plan)}
 
     def doubted(self, problem: Problem) -> set[str]:
         """Algorithms that native has beaten on one of the `agreeing` nearest layers, whatever is expected of them here.
@@ -244,58 +240,51 @@ class Costs:
         What is expected may be off by more than any margin where a library picks a kernel of its own for some shapes
         (cuDNN, oneDNN); such shapes come in clusters.
         """
+        if self.agreeing == 0:
+            return set()
+        setting = problem.precision, problem.layout
+        pairs = list(zip(self._distances(place_of(problem)), self._measured, strict=True))
+        alike = [pair for pair in pairs if pair[1].setting == setting]
+        nearest = sorted(alike if len(alike) >= _ENOUGH else pairs, key=lambda pair: pair[0])[: self.agreeing]
         doubted = set()
-        nearest = self._nearest(_coordinates(problem), (problem.precision, problem.layout))
-        for _, neighbour in nearest[: self.agreeing]:
-            times = times_of(neighbour.times, problem.operator)
+        for _, layer in nearest:
+            times = times_of(layer.times, problem.operator)
             doubted |= {name for name, time in times.items() if time > times.get("native", math.inf)}
         return doubted
 
-    def _expected(
-        self,
-        problem: Problem,
-        coordinates: tuple[float, ...],
-        neighbours: list[tuple[float, _Neighbour]],
-    ) -> dict[str, float]:
-        values = _features(coordinates)
-        expected = {}
-        for name, fit in self._fits.get(problem.operator, {}).items():
-            slowness = _fitted(fit, values)
-            deviations, weights = 0.0, _PRIOR
-            for weight, neighbour in neighbours:
-                time = neighbour.times.get(problem.operator, {}).get(name)
-                if time is not None:
-                    there = neighbour.problem._replace(operator=problem.operator)
-                    fitted = _fitted(fit, _features(neighbour.coordinates))
-                    deviations += weight * (math.log(time / self._speed / self.work(there, name)) - fitted)
-                    weights += weight
-            expected[name] = self.work(problem, name) * math.exp(slowness + deviations / weights)
+    def _expected(self, problem: Problem, plan: Planner) -> dict[str, float]:
+        fits = self._fits.get(problem.operator, {})
+        expected = {
+            name: self.work(problem, name) * math.exp(self._slowness(problem, fits[name]))
+            for name in (*library.ALGORITHMS, "native")
+            if name in fits
+        }
+        if self.clock_rate is not None and problem.operator != "grad_input_weight":
+            planned = plan(problem)
+            family = f"direct {planned.configuration.split()[0]}"
+            if planned.expected_cycles > 0:
+                expected["direct"] = 1e3 * (self._launch + planned.expected_cycles / self.clock_rate)
+            elif family in fits:
+                expected["direct"] = self.work(problem, "direct") * math.exp(self._slowness(problem, fits[family]))
         return expected
 
-    def _find_nearest(self, coordinates: tuple[float, ...], setting: tuple[str, str]) -> list[tuple[float, _Neighbour]]:
-        """The nearest layers that were measured, each with the weight of its deviation.
+    def _slowness(self, problem: Problem, fit: _Fit) -> float:
+        """The logarithm of how much longer than its work an algorithm is expected to take."""
+        if not fit.weights:
+            return fit.mean
+        closeness = (math.exp(-apart / self._reach) for apart in self._distances(place_of(problem)))
+        return fit.mean + sum(weight * close for weight, close in zip(fit.weights, closeness, strict=True))
 
-        Of the same precision and layout where there are enough of these: libraries have kernels of their own for each.
-        """
-        found = []
-        same = [each for each in self._neighbours if (each.problem.precision, each.problem.layout) == setting]
-        for neighbour in same if len(same) >= _NEIGHBOURS else self._neighbours:
-            apart = zip(_WEIGHTS, coordinates, neighbour.coordinates, strict=True)
-            found.append((sum((w * (a - b)) ** 2 for w, a, b in apart), neighbour))
-        found.sort(key=lambda pair: pair[0])
-        return [(self._weight(square), neighbour) for square, neighbour in found[:_NEIGHBOURS]]
-
-    def _weight(self, square: float) -> float:
-        """Of a deviation, by the square of the distance; without reach no layer says anything of another."""
-        return math.exp(-0.5 * square / self._reach**2) if self._reach else 0.0
+    def _find_distances(self, place: tuple[float, ...]) -> list[float]:
+        """From a place to every measured layer, in the table's order."""
+        return [distance(place, layer.place) for layer in self._measured]
 
     @functools.cached_property
-    def _neighbours(self) -> list[_Neighbour]:
-        neighbours = []
-        for (layer, precision, layout), times in self._measured.items():
-            problem = problem_of("forward", layer, precision, layout)
-            neighbours.append(_Neighbour(problem, _coordinates(problem), times))
-        return neighbours
+    def _measured(self) -> list[_Measured]:
+        return [
+            _Measured(place_of(problem_of("forward", layer, precision, layout)), (precision, layout), times)
+            for (layer, precision, layout), times in self._times.items()
+        ]
 
 
 def times_of(times: Mapping[str, Times], operator: str) -> Times:
@@ -304,12 +293,6 @@ def times_of(times: Mapping[str, Times], operator: str) -> Times:
         return times.get(operator, {})
     first, second = times.get("grad_input", {}), times.get("grad_weight", {})
     return {**{name: first[name] + second[name] for name in first if name in second}, **times.get(operator, {})}
-
-
-def _fitted(fit: Mapping[str, list[float]], values: tuple[float, ...]) -> float:
-    """The logarithm of how much longer than its work an algorithm takes; not beyond what was ever measured."""
-    least, most = fit["range"]
-    return min(max(sum(a * b for a, b in zip(fit["coefficients"], values, strict=True)), least), most)
 
 
 _DTYPES = {

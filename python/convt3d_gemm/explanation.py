@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from convt3d_gemm import decision
+from convt3d_gemm import decision, library
 from convt3d_gemm.binding import has_backend, missing_backend
 from convt3d_gemm.parameters import Parameters, SizeArgument
 from convt3d_gemm.problem import OPERATORS, Problem
@@ -31,6 +31,8 @@ class OperatorExplanation:
         tensor_bytes: that any algorithm has to read or write once.
         column_bytes: of the whole column matrix, which "gemm" writes and reads on top, in pieces.
         workspace_bytes: that "gemm" and "direct" take for a call, by name; those that do not fit the limit are absent.
+        expected_cycles: of a multiprocessor's clock, that the plan of "direct" expects; 0 where it expects nothing, as
+            on a CPU.
         floor: milliseconds of all multiplications, or of moving every tensor once, at the device's best rates; None for
             a device that the cost model does not know.
     """
@@ -44,6 +46,7 @@ class OperatorExplanation:
     tensor_bytes: int
     column_bytes: int
     workspace_bytes: Mapping[str, int]
+    expected_cycles: float
     floor: float | None
 
     def __str__(self) -> str:
@@ -62,6 +65,8 @@ class OperatorExplanation:
         said = []
         if pick == ("gemm",):
             said.append(f"columns of {_sized(self.column_bytes)}" if self.column_bytes else "without columns")
+        if pick == ("direct",) and self.expected_cycles:
+            said.append(f"its plan expects {_scaled(round(self.expected_cycles)).strip()} clock cycles")
         if len(pick) == 1 and pick[0] in self.workspace_bytes:
             said.append(f"workspace {_sized(self.workspace_bytes[pick[0]])}")
         return f" ({', '.join(said)})" if said else ""
@@ -151,6 +156,7 @@ def _explained(made: decision.Decision) -> OperatorExplanation:
         tensor_bytes=problem.tensor_bytes,
         column_bytes=problem.column_bytes,
         workspace_bytes=decision.workspace_bytes_of(problem),
+        expected_cycles=library.planned("direct", problem).plan.expected_cycles,
         floor=None if costs is None or problem.precision not in costs.multiply_rates else costs.floor(problem),
     )
 
