@@ -77,6 +77,7 @@ Plan plan_direct(const Problem& problem, Operator op, const Target& target, int6
     plan.partial_bytes = align(plan.partials * partial);
   }
   plan.workspace_bytes = plan.weight_bytes + plan.partial_bytes;
+  // Part of an expectation is none.
   if ((gather_cycles || !gathers) && (reduction_cycles || !reduces)) {
     plan.expected_cycles = gather_cycles.value_or(0) + reduction_cycles.value_or(0);
   }
