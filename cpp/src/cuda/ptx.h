@@ -38,13 +38,6 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-__device__ __forceinline__ uint4 load_shared(uint32_t address) {
-  uint4 values;
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(values.x), "=r"(values.y), "=r"(values.z), "=r"(values.w)
-               : "r"(address));
-  return values;
-}
 // A predicated store each, where the compiler would branch around it.
 __device__ __forceinline__ void store_shared_if(bool condition, uint32_t address, uint32_t value) {
   asm volatile(

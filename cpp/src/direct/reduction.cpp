@@ -292,9 +292,10 @@ class Search {
     grad_output.offset = static_cast<int32_t>(round_up(input_bytes, 128));
     const int64_t stage_bytes = grad_output.offset + round_up(grad_output_bytes, 128);
     const int64_t cells = int64_t{input.cells()} + grad_output.cells();
-    const int64_t table_bytes = round_up(TensorReduction::kAssignmentBytes + TensorReduction::kCellBytes * cells +
-                                             16 * warp_tile(cut).pairs * cut.row_warps + 4 * cut.steps,
-                                         128);
+    const int64_t table_bytes =
+        round_up(TensorReduction::kAssignmentBytes + TensorReduction::kCellBytes * cells +
+                     16 * warp_tile(cut).pairs * cut.row_warps + 4 * (cut.steps + cut.voxel_warps),
+                 128);
     const int64_t stages = std::min<int64_t>((shared_ - table_bytes) / stage_bytes, kMostStages);
     const int64_t tile_bytes = 4 * taps_of(cut) * 8 * cut.channel_bands * cut.columns_per_tile;
     if (stages < 2 || stages * stage_bytes < tile_bytes) return;  // the sums leave through the stages
@@ -317,7 +318,7 @@ class Search {
     region.copied = false;
     if (problem_.layout != Layout::ncdhw) return;
     const int32_t copied = static_cast<int32_t>(16 / element_);
-    if (!is_grad_output && width.extent % copied == 0 && along.step % copied == 0) {
+    if (!is_grad_output && element_ == 2 && width.extent % copied == 0 && along.step % copied == 0) {
       region.span = copied;
       region.spans = width.entries / copied;
       region.copied = true;
@@ -456,7 +457,7 @@ bool fits(const Problem& problem) {
 Units::Units(const Region& region, bool vectors, int element_size) : together(region.cells()) {
   if (region.copied) {
     count = together * ceil_divide(region.chunks * 16 / element_size, kCopiedChannels);
-    cycles = element_size == 4 ? 630 : 280;
+    cycles = 280;
     return;
   }
   int32_t chunks = chunks_of_unit(region.span, element_size);

@@ -73,7 +73,7 @@ struct Region {
   int32_t entries = 0;
   int32_t span = 1;         // positions that are loaded together along the width: 1, 2 or 4, or 8 that are copied
   int32_t spans = 0;        // of a line, where they are several
-  bool copied = false;      // x alone: 16 bytes of voxels at a time, as they lie in global memory
+  bool copied = false;      // x in half types: 16 bytes of voxels at a time, as they lie in global memory
   int32_t chunks = 0;       // of 16 bytes of channels
   int32_t chunk_pitch = 0;  // bytes
   int32_t slot_bits = 0;    // x with voxels inside: 2 or 3, as 4 or 8 slots share 16 bytes

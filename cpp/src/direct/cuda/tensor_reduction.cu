@@ -212,10 +212,10 @@ __device__ void tabulate(const RegionAxis& axis, Along* table) {
 struct CellOrder {
   int in_line, lines, lines_together, cells_together;
 
-  __device__ CellOrder(const Region& region)
+  __device__ CellOrder(const Region& region, bool is_grad_output)
       : in_line(region.cells_of_line()), lines(region.axis[0].entries * region.axis[1].entries) {
     const int stride = region.axis[2].stride, apart = region.span % stride == 0 ? region.span / stride : 1;
-    lines_together = region.copied ? 1 : smaller(apart, 4);
+    lines_together = is_grad_output ? smaller(apart, 4) : 1;
     cells_together = 8 / lines_together;
   }
 
@@ -233,10 +233,10 @@ struct CellOrder {
 
 // Writes all cells of a region from the tables of its height and depth, and of its width where cells are single
 // positions; else cells begin where the volume's do, `before` columns before the region.
-__device__ void tabulate(const Region& region, const Along* widths, int before, Cell* cells) {
+__device__ void tabulate(const Region& region, const Along* widths, int before, bool is_grad_output, Cell* cells) {
   const Along* heights = widths + region.axis[2].entries;
   const Along* depths = heights + region.axis[1].entries;
-  const CellOrder order(region);
+  const CellOrder order(region, is_grad_output);
   for (int index = threadIdx.x; index < region.cells(); index += blockDim.x) {
     int line, in_width;
     order.find(index, line, in_width);
@@ -263,15 +263,16 @@ __device__ int voxel_offset(const TensorReduction& cut, int voxel) {
           (voxel - line * cut.axis[2].step) * axis[2].slot_pitch) *
          16;
 }
+// Behind the last step come as many as warps take in turn, so that these may look ahead.
 __device__ void tabulate_steps(const TensorReduction& cut, int32_t* table) {
   const RegionAxis(&axis)[3] = cut.region[kGradOutput].axis;
   const int width_steps = cut.axis[2].voxels / cut.axis[2].step, height_steps = cut.axis[1].voxels / cut.axis[1].step;
-  for (int step = threadIdx.x; step < cut.steps; step += static_cast<int>(blockDim.x)) {
-    const int line = step / width_steps, plane = line / height_steps;
-    table[step] = (plane * cut.axis[0].step * axis[0].slot_pitch +
-                   (line - plane * height_steps) * cut.axis[1].step * axis[1].slot_pitch +
-                   (step - line * width_steps) * cut.axis[2].step * axis[2].slot_pitch) *
-                  16;
+  for (int index = threadIdx.x; index < cut.steps + cut.voxel_warps; index += static_cast<int>(blockDim.x)) {
+    const int step = smaller(index, cut.steps - 1), line = step / width_steps, plane = line / height_steps;
+    table[index] = (plane * cut.axis[0].step * axis[0].slot_pitch +
+                    (line - plane * height_steps) * cut.axis[1].step * axis[1].slot_pitch +
+                    (step - line * width_steps) * cut.axis[2].step * axis[2].slot_pitch) *
+                   16;
   }
 }
 
@@ -534,21 +535,31 @@ class Loader {
   __device__ bool has_chunk(int chunk, int chunks) const {
     return (chunk == 0 && !Shape::kVectors) || chunk * sharers() < chunks;
   }
-  // x in float32 lies as [4 slots][channel][16 bytes].
+  // x in float32 lies as [4 slots][channel][16 bytes]. Four neighbours share 16 bytes, as reduction.cpp sees to.
   static constexpr bool kSpreads = sizeof(T) == 4 && kRegion == kInput;
   __device__ __forceinline__ void store_spread(bool exists, const uint32_t* word, int position, int slot, uint32_t to,
                                                int chunks) const {
     const Region& region = in_.cut.region[kInput];
     const uint32_t at = to + (slot >> 2) * region.slot_pitch + (slot & 3) * 4;
+    if constexpr (Shape::kSpan == 4) {
+      if (position > 0) return;
 #pragma unroll
-    for (int chunk = 0; chunk < Shape::kChunks; ++chunk) {
-      const bool has = exists && has_chunk(chunk, chunks);
-      const uint4 values = chunk_of(word + chunk * (16 / Shape::kCells / Shape::kChunks), position);
-      const uint32_t elements = at + chunk * sharers() * region.chunk_pitch;
-      ptx::store_shared_if(has, elements, values.x);
-      ptx::store_shared_if(has, elements + 16, values.y);
-      ptx::store_shared_if(has, elements + 32, values.z);
-      ptx::store_shared_if(has, elements + 48, values.w);
+      for (int i = 0; i < 4; ++i) {
+        ptx::store_shared_if(exists, at + 16 * i,
+                             make_uint4(rounded(word[4 * i]), rounded(word[4 * i + 1]), rounded(word[4 * i + 2]),
+                                        rounded(word[4 * i + 3])));
+      }
+    } else {
+#pragma unroll
+      for (int chunk = 0; chunk < Shape::kChunks; ++chunk) {
+        const bool has = exists && has_chunk(chunk, chunks);
+        const uint4 values = chunk_of(word + chunk * (16 / Shape::kCells / Shape::kChunks), position);
+        const uint32_t elements = at + chunk * sharers() * region.chunk_pitch;
+        ptx::store_shared_if(has, elements, values.x);
+        ptx::store_shared_if(has, elements + 16, values.y);
+        ptx::store_shared_if(has, elements + 32, values.z);
+        ptx::store_shared_if(has, elements + 48, values.w);
+      }
     }
   }
   // 16 bytes of channels of one position, from a unit's words.
@@ -584,10 +595,9 @@ class Loader {
   int stage_ = 0, stored_;
 };
 
-// A loading warp that copies x, where it lies in shared memory as in global memory: 16 bytes of voxels of a channel. A
-// unit is a cell's kCopiedChannels channels. Each box's copies are under way while the box before is multiplied; as
-// TF32 is to be rounded, a thread then rounds what it has copied.
-template <class T, bool kRound, bool kAligned>
+// A loading warp that copies x, which lies in shared memory as in global memory: 16 bytes of voxels of a channel. A
+// unit is a cell's kCopiedChannels channels. Each box's copies are under way while the box before is multiplied.
+template <class T, bool kAligned>
 class Copier {
  public:
   __device__ Copier(const Arguments<T>& in, const Assignment& own, const Cell* cells, unsigned char* stages, int warp,
@@ -614,12 +624,6 @@ class Copier {
         ptx::wait_for_copies<1>();
       } else {
         ptx::wait_for_copies<0>();
-      }
-      if constexpr (kRound) {
-#pragma unroll 1
-        for (int unit = first_unit_; unit < in_.volume[kInput].units; unit += step_) {
-          round(unit, stages_ + stage * in_.cut.stage_bytes);
-        }
       }
       ptx::barrier_arrive(full(stage), kComputingThreads + in_.cut.loading_threads);
       stage = next_stage(stage);
@@ -684,19 +688,6 @@ class Copier {
     }
   }
 
-  __device__ __forceinline__ void round(int unit, uint32_t to) const {
-    const Piece piece = piece_of(unit, to);
-    uint4 values[kCopiedChannels];
-#pragma unroll
-    for (int i = 0; i < kCopiedChannels; ++i) values[i] = ptx::load_shared(piece.to + 16 * i);
-#pragma unroll
-    for (int i = 0; i < kCopiedChannels; ++i) {
-      ptx::store_shared_if(true, piece.to + 16 * i,
-                           make_uint4(ptx::rounded_for_tf32(values[i].x), ptx::rounded_for_tf32(values[i].y),
-                                      ptx::rounded_for_tf32(values[i].z), ptx::rounded_for_tf32(values[i].w)));
-    }
-  }
-
   const Arguments<T>& in_;
   const Assignment& own_;
   const Cell* cells_;
@@ -729,17 +720,14 @@ __device__ void load_boxes(const Arguments<T>& in, const Assignment& own, const 
     case Fetch::pairs:
       return run_span(std::integral_constant<Fetch, Fetch::pairs>());
     case Fetch::quads:
-      // Of x in float32 such rows are copied.
-      if constexpr (sizeof(T) == 2 || kRegion == kGradOutput) {
-        return run_span(std::integral_constant<Fetch, Fetch::quads>());
-      }
-      return;
+      return run_span(std::integral_constant<Fetch, Fetch::quads>());
     case Fetch::copies:
-      if constexpr (kRegion == kInput) {
+      // Not of float32, which is rounded on the way.
+      if constexpr (kRegion == kInput && sizeof(T) == 2) {
         if (in.volume[kInput].aligned) {
-          Copier<T, kRound, true>(in, own, cells, stages, warp, warps).run();
+          Copier<T, true>(in, own, cells, stages, warp, warps).run();
         } else {
-          Copier<T, kRound, false>(in, own, cells, stages, warp, warps).run();
+          Copier<T, false>(in, own, cells, stages, warp, warps).run();
         }
       }
   }
@@ -915,20 +903,29 @@ struct Halves {
 
 #if CONVT3D_HAS_WGMMA
 
-// sum += the products of one step, a group a pair. `a` holds the first pair's fragment; each next one is loaded before
-// the products of the one before it begin, once its own products of the step before are done, and after the last the
-// first one of the next step, at `next_grad_output`.
+// Whether fragments are loaded ahead. Wide products take long enough to hide a load, and better follow each other.
+template <int Columns>
+constexpr bool kLoadsAhead = Columns <= 8;
+
+// sum += the products of one step, a group a pair. Loading ahead, `a` holds the first pair's fragment; each next one is
+// loaded before the products of the one before it begin, once its own products of the step before are done, and after
+// the last the first one of the next step, at `next_grad_output`.
 template <class T, int Pairs, int Columns, bool kVoxelsInner>
 __device__ __forceinline__ void multiply(const Rows<T, Pairs>& rows, const ColumnsOf<T, Columns, kVoxelsInner>& columns,
                                          const unsigned char* grad_output, const unsigned char* next_grad_output,
                                          uint32_t input, uint32_t (&a)[Pairs][4], float (&sum)[Pairs][4 * Columns]) {
 #pragma unroll
   for (int p = 0; p < Pairs; ++p) {
-    ptx::wait_for_products<Pairs - 2>();
-    if (p + 1 < Pairs) {
-      rows.load(grad_output, p + 1, a[(p + 1) % Pairs]);
+    if constexpr (!kLoadsAhead<Columns>) {
+      ptx::wait_for_products<Pairs - 1>();
+      rows.load(grad_output, p, a[p]);
     } else {
-      rows.load(next_grad_output, 0, a[0]);
+      ptx::wait_for_products<Pairs - 2>();
+      if (p + 1 < Pairs) {
+        rows.load(grad_output, p + 1, a[(p + 1) % Pairs]);
+      } else {
+        rows.load(next_grad_output, 0, a[0]);
+      }
     }
     ptx::begin_products();
     columns.multiply(input, a[p], sum[p]);
@@ -1025,39 +1022,40 @@ __device__ void multiply_boxes(const TensorReduction& cut, const Assignment& own
   const Rows<T, Pairs> rows(cut, bands + role.first_band, role.lane);
   const ColumnsOf<T, Columns, kVoxelsInner> columns(cut, role.first_column, role.lane);
   const int step_bytes = (kStep<T> >> cut.region[kInput].slot_bits) * cut.region[kInput].slot_pitch;
+  const int step_pitch = cut.voxel_warps;
   int stage = 0, previous = 0;
   for (int box = 0; box < own.boxes; ++box) {
     ptx::barrier_sync(full(stage), kComputingThreads + cut.loading_threads);
     ptx::fence_shared_for_wgmma();  // here, since it would have the loading threads wait for their loads
     const unsigned char* base = stages + stage * cut.stage_bytes;
-    const uint32_t input = ptx::shared_address(base + cut.region[kInput].offset);
     const unsigned char* grad_output = base + cut.region[kGradOutput].offset;
-    int32_t offset = steps[role.first_step];
+    uint32_t input = ptx::shared_address(base + cut.region[kInput].offset) + role.first_step * step_bytes;
+    const int32_t* next = steps + role.first_step;
+    int32_t offset = *next;
 #if CONVT3D_HAS_WGMMA
     uint32_t a[Pairs][4];
-    if constexpr (!Ieee) {
+    if constexpr (!Ieee && kLoadsAhead<Columns>) {
       ptx::wait_for_products<Pairs - 2>();
       rows.load(grad_output + offset, 0, a[0]);
     }
 #endif
-    for (int step = role.first_step; step < cut.steps; step += cut.voxel_warps) {
-      // Of the next step, or this one again where there is none.
-      const int32_t next = steps[step + cut.voxel_warps < cut.steps ? step + cut.voxel_warps : step];
-      const uint32_t at = input + step * step_bytes;
+    // After the first step the products of the box before are surely done.
+    const int releasing = box > 0 && box - 1 + cut.stages < own.boxes ? role.first_step : -1;
+    for (int step = role.first_step; step < cut.steps; step += step_pitch) {
+      next += step_pitch;
+      const int32_t next_offset = *next;
       if constexpr (Ieee) {
-        multiply_ieee(rows, columns, grad_output + offset, at, sum);
+        multiply_ieee(rows, columns, grad_output + offset, input, sum);
       } else {
 #if CONVT3D_HAS_WGMMA
-        multiply<T>(rows, columns, grad_output + offset, grad_output + next, at, a, sum);
+        multiply<T>(rows, columns, grad_output + offset, grad_output + next_offset, input, a, sum);
 #else
-        multiply<T>(rows, columns, grad_output + offset, at, sum);
+        multiply<T>(rows, columns, grad_output + offset, input, sum);
 #endif
       }
-      offset = next;
-      // After the first step the products of the box before are surely done.
-      if (step == role.first_step && box > 0 && box - 1 + cut.stages < own.boxes) {
-        ptx::barrier_arrive(empty(cut, previous), kComputingThreads + cut.loading_threads);
-      }
+      if (step == releasing) ptx::barrier_arrive(empty(cut, previous), kComputingThreads + cut.loading_threads);
+      offset = next_offset;
+      input += step_pitch * step_bytes;
     }
     previous = stage;
     stage = stage + 1 == cut.stages ? 0 : stage + 1;
@@ -1166,7 +1164,8 @@ __global__ void __launch_bounds__(Threads<4 * Pairs * Columns, Ieee>::kAll, 1)
   __syncthreads();
   axes = reinterpret_cast<Along*>(stages);
   for (int region = 0; region < 2; ++region) {
-    tabulate(regions[region], axes, own.along[region][2].first & (regions[region].span - 1), cells[region]);
+    tabulate(regions[region], axes, own.along[region][2].first & (regions[region].span - 1), region == kGradOutput,
+             cells[region]);
     for (int axis = 0; axis < 3; ++axis) axes += regions[region].axis[axis].entries;
   }
   __syncthreads();
