@@ -191,15 +191,15 @@ class SourceLoader {
     }
   }
 
-  // The next pass of the block's tile, or of the next one that has any; false where there is none. A tile is left with
-  // its last pass: that it has no more would be found out by taking its number apart once again.
+  // The next pass of the block's tile, or of the next one that has any; false where there is none. Leaving a tile with its
+  // last pass, instead of finding out here that there is none, has ptxas spill registers of the half types' kernels.
   template <SourceLoads kLoads>
   __device__ __forceinline__ bool begin_pass() {
-    for (; index_ < gather_.items; index_ += static_cast<int>(gridDim.x)) {
+    for (; index_ < gather_.items; index_ += static_cast<int>(gridDim.x), pass_ = 0) {
       const PipelinedItem item(gather_, index_);
       const PipelinedPhase& phase = gather_.tables.phases[item.phase_block];
-      if (phase.passes == 0) continue;
-      const PipelinedPass& pass = gather_.tables.passes[phase.first_pass + pass_];
+      if (pass_ == phase.passes) continue;
+      const PipelinedPass& pass = gather_.tables.passes[phase.first_pass + pass_++];
       const GatherVolume& from = arguments_.from;
       base_ = arguments_.source + item.sample * from.sample_stride +
               static_cast<int64_t>(item.group) * from.group_channels * from.channel_stride;
@@ -217,10 +217,6 @@ class SourceLoader {
         places_[cell] = place_of<kLoads>(pass, origin, arguments_.batch - item.sample, cell);
       }
       ptx::barrier_sync(kSourceBarrier, threads_);
-      if (++pass_ == phase.passes) {
-        pass_ = 0;
-        index_ += static_cast<int>(gridDim.x);
-      }
       return true;
     }
     return false;
@@ -399,8 +395,8 @@ class SourceLoader {
   int chunk_bits_;             // of the number of 16-byte chunks of channels in a stage
   int cells_ = 0, units_ = 0;  // of a stage; the latter that one thread takes
   // What is loaded next.
-  int index_ = static_cast<int>(blockIdx.x);  // of the tile that the next pass is of
-  int pass_ = 0;                              // the next one's number
+  int index_ = static_cast<int>(blockIdx.x);  // of the tile
+  int pass_ = 0;                              // of the tile, the next one
   const T* base_ = nullptr;                   // of the stage's channels
   int left_ = 0, unit_ = 0;                   // channels from there on; unit of the stage
   int* places_ = nullptr;
