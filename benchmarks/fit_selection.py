@@ -339,6 +339,9 @@ class Choice(NamedTuple):
 REACHES = (6.0, 12.0, 24.0)
 MARGINS = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5)
 AGREEING = (0, 2, 4)
+#: Layers that a family of direct's kernels must have been measured on before anything is expected of it on others: a
+#: few say nothing of a kernel of last resort.
+ENOUGH_OF_FAMILY = 10
 FOLDS = 5
 
 # The variance of what efficiencies in the same place are apart, in units of that far apart.
@@ -401,7 +404,8 @@ def fitted(
                 families.setdefault(family, []).append(math.log(measured / costs.work(problem, "direct")))
         for family, slowness in sorted(families.items()):
             # Their neighbours' families would have to be in the table, and are not worth it.
-            fits[operator][f"direct {family}"] = {"mean": round(float(np.mean(slowness)), 4), "weights": []}
+            if len(slowness) >= ENOUGH_OF_FAMILY:
+                fits[operator][f"direct {family}"] = {"mean": round(float(np.mean(slowness)), 4), "weights": []}
     return {**entry, "clock_rate": float(np.median(rates)), "fits": fits}
 
 

@@ -181,6 +181,12 @@ def test_plans_of_direct_are_fitted_by_a_clock(
     assert again["clock_rate"] == pytest.approx(1.5e9, rel=0.01)
     assert list(again) == list(entry)
 
+    # A family that was measured on too few layers has nothing said of it.
+    monkeypatch.setattr(script, "ENOUGH_OF_FAMILY", 61)
+    assert script.main(["fit", str(measured), "--write"]) == 0
+    fits = json.loads(table.read_text())["classes"]["made up"]["fits"]["forward"]
+    assert set(fits) == {"gemm", "native"}
+
 
 def test_measurements_of_two_devices_do_not_mix(script: ModuleType, rates: dict[str, Any], tmp_path: Path) -> None:
     files = [tmp_path / "one", tmp_path / "two"]

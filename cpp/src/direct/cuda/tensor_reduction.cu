@@ -281,6 +281,7 @@ static_assert(sizeof(Assignment) == TensorReduction::kAssignmentBytes && sizeof(
 // The named barriers by which the loading and the computing warps hand each other the stages.
 __device__ int full(int stage) { return 1 + stage; }
 __device__ int empty(const TensorReduction& cut, int stage) { return 1 + cut.stages + stage; }
+__device__ int next_stage(const TensorReduction& cut, int stage) { return stage + 1 == cut.stages ? 0 : stage + 1; }
 
 // Where a warp is that goes through a region's boxes: the volume at the region's origin, and the shifts that lie
 // inside. Cells of kSpan columns begin where the volume's do, up to so many less one before the region.
@@ -487,7 +488,7 @@ class Loader {
       ptx::barrier_arrive(full(stage_), kComputingThreads + in_.cut.loading_threads);
       stored_ -= units_;
       --closed_;
-      stage_ = stage_ + 1 == in_.cut.stages ? 0 : stage_ + 1;
+      stage_ = next_stage(in_.cut, stage_);
     }
   }
   // Waits until the stage is empty, if that is not known.
@@ -626,7 +627,7 @@ class Copier {
         ptx::wait_for_copies<0>();
       }
       ptx::barrier_arrive(full(stage), kComputingThreads + in_.cut.loading_threads);
-      stage = next_stage(stage);
+      stage = next_stage(in_.cut, stage);
       if (!is_ahead && has_next) copy_box();
     }
   }
@@ -648,8 +649,6 @@ class Copier {
     return {cell, channel, to + (cell.slot[0] / kSpan) * region.slot_pitch + channel * 16};
   }
 
-  __device__ int next_stage(int stage) const { return stage + 1 == in_.cut.stages ? 0 : stage + 1; }
-
   // The next box.
   __device__ __forceinline__ void copy_box() {
     if (copied_ > 0) place_.advance();
@@ -662,7 +661,7 @@ class Copier {
     }
     ptx::commit_copies();
     ++copied_;
-    copy_stage_ = next_stage(copy_stage_);
+    copy_stage_ = next_stage(in_.cut, copy_stage_);
   }
 
   __device__ __forceinline__ void copy(int unit, uint32_t to) const {
@@ -1058,7 +1057,7 @@ __device__ void multiply_boxes(const TensorReduction& cut, const Assignment& own
       input += step_pitch * step_bytes;
     }
     previous = stage;
-    stage = stage + 1 == cut.stages ? 0 : stage + 1;
+    stage = next_stage(cut, stage);
   }
   if constexpr (!Ieee) ptx::wait_for_products<0>();
 }
@@ -1120,20 +1119,20 @@ __device__ void write_sums(const Arguments<T>& in, const Assignment& own, const 
   }
 }
 
-// Thread mapping: two warpgroups compute, the others load: two or three on 9.0, else one. The loading threads bring a
-// box of x and the region of gy around it to shared memory, some boxes ahead, 64 bytes at a time each: channels of a
-// position, or of neighbours along the width. The computing warpgroups share the tile's bands, its input channels, or
-// the steps of the box; a warp keeps its Pairs * 16 by Columns * 8 sums in registers to the end. A fragment of gy
-// (registers) serves all of a warp's input channels; on sm_90 the products are wgmma with x straight from shared
-// memory, else mma.sync with x in registers too.
+// Thread mapping: two warpgroups compute, the others load: two or three on 9.0, else one. Some of the loading warps
+// bring boxes of x to shared memory and the others the regions of gy around them, some boxes ahead: through registers
+// 64 bytes at a time each, channels of a position or of neighbours along the width, or x in half types as it lies. The
+// computing warpgroups share the tile's bands, its input channels, or the steps of the box; a warp keeps its Pairs * 16
+// by Columns * 8 sums in registers to the end. A fragment of gy (registers) serves all of a warp's input channels; on
+// sm_90 the products are wgmma with x straight from shared memory, else mma.sync with x in registers too.
 //
 // Traffic: x once for every tile of taps and output channels, gy once for every tile of input channels, and again where
 // the regions of boxes or of depth taps overlap, mostly from L2; a tile of sums for every part. Multiplications:
 // batch * voxels * in_channels * out_channels / groups * taps, and what tiles leave idle.
 //
-// Bound by the loading warps' instructions wherever a box has few products for what it loads: each unit takes a warp
-// some 200 of them, or 1000 cycles, and a box 1600 more. Else by the products, which take 1.8 times what the tensor
-// cores or shared memory would.
+// Bound by the loading warps wherever a box has few products for what it loads: a unit takes a warp some 150
+// instructions, or 500 to 750 cycles. Else by the products: where columns are few by shared memory, where a fragment
+// takes 16 cycles and x one more for every 4 columns, else by waiting for what is under way.
 template <class T, bool Ieee, int Pairs, int Columns>
 __global__ void __launch_bounds__(Threads<4 * Pairs * Columns, Ieee>::kAll, 1)
     reduce_tensor_kernel(const __grid_constant__ Arguments<T> in) {
