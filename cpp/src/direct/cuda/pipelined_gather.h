@@ -191,8 +191,9 @@ class SourceLoader {
     }
   }
 
-  // The next pass of the block's tile, or of the next one that has any; false where there is none. Leaving a tile with its
-  // last pass, instead of finding out here that there is none, has ptxas spill registers of the half types' kernels.
+  // The next pass of the block's tile, or of the next one that has any; false where there is none. Leaving a tile with
+  // its last pass, instead of finding out here that there is none, has ptxas spill registers of the half types'
+  // kernels.
   template <SourceLoads kLoads>
   __device__ __forceinline__ bool begin_pass() {
     for (; index_ < gather_.items; index_ += static_cast<int>(gridDim.x), pass_ = 0) {
