@@ -1,0 +1,131 @@
+// grad_weight's cuts: what a block holds in shared memory fits there and has each tap's positions in their places, what
+// is loaded together lies together, and every kernel is chosen for some problem.
+#include "direct/reduction.h"
+
+#include <limits>
+#include <random>
+#include <set>
+
+#include "check.h"
+#include "direct/shared_memory.h"
+#include "problems.h"
+
+namespace {
+
+using namespace convt3d;
+using namespace convt3d::direct;
+using namespace convt3d::test;
+
+constexpr int kInput = 0, kGradOutput = 1;
+const Target kTargets[] = {{Backend::cuda, 132, 90, 228 << 10}, {Backend::cuda, 108, 80, 164 << 10}};
+
+bool is_ieee(const Problem& problem) {
+  return problem.dtype == DataType::float32 && problem.precision == Precision::ieee;
+}
+
+class CutChecker {
+ public:
+  CutChecker(const NamedProblem& named, const Target& target, const TensorReduction& cut)
+      : named_(named), problem_(named.problem), target_(target), cut_(cut) {}
+
+  void check() const {
+    const int64_t stages = int64_t{cut_.stages} * cut_.stage_bytes;
+    CHECK(cut_.stages >= 2 && cut_.table_bytes + stages <= shared_memory_of_block(target_, 1)) << named_;
+    const int64_t sums = 8 * cut_.channel_bands * cut_.columns_per_tile * taps(0) * taps(1) * taps(2);
+    CHECK(sums * 4 <= stages) << named_;
+    CHECK(cut_.input_warps >= 1 && cut_.input_warps < cut_.loading_threads / 32) << named_;
+    CHECK(cut_.column_tiles * cut_.columns_per_tile >= cut_.in_channels) << named_;
+    CHECK(cut_.channel_tiles * cut_.channel_bands * 8 >= cut_.out_channels) << named_;
+    for (int axis = 0; axis < 3; ++axis) {
+      const ReductionAxis& along = cut_.axis[axis];
+      CHECK(taps(axis) * along.tap_tiles >= problem_.kernel[axis]) << named_ << ", axis " << axis;
+      CHECK(int64_t{along.voxels} * along.voxel_boxes >= problem_.input[axis]) << named_ << ", axis " << axis;
+      check_places(axis);
+    }
+    check_span(kInput);
+    check_span(kGradOutput);
+  }
+
+ private:
+  int64_t taps(int axis) const { return cut_.axis[axis].taps; }
+
+  // Each tap finds a box's voxels where the loading threads have put them, and no two positions share a slot.
+  void check_places(int axis) const {
+    const RegionAxis& region = cut_.region[kGradOutput].axis[axis];
+    const ReductionAxis& along = cut_.axis[axis];
+    std::set<int32_t> shifts, slots;
+    for (int tap = 0; tap < along.taps; ++tap) {
+      for (int voxel = 0; voxel < along.voxels; ++voxel) {
+        const int32_t shift = tap * along.dilation + voxel * along.stride, slot = region.slot_at(shift);
+        CHECK(slot == region.tap_slot[tap] + voxel * region.slot_pitch)
+            << named_ << ", axis " << axis << ", tap " << tap << ", voxel " << voxel;
+        shifts.insert(shift);
+        slots.insert(slot);
+      }
+    }
+    CHECK(shifts.size() == slots.size() && static_cast<int32_t>(slots.size()) <= region.entries) << named_;
+    CHECK(region.slot_at(-1) < 0) << named_;
+  }
+
+  // Neighbours that are loaded together begin where rows of the volume do, in every box.
+  void check_span(int side) const {
+    const Region& region = cut_.region[side];
+    const ReductionAxis& width = cut_.axis[2];
+    if (region.span == 1) return;
+    const int64_t extent = side == kInput ? problem_.input[2] : problem_.output()[2];
+    const int64_t box_step = side == kInput ? width.voxels : int64_t{width.voxels} * width.stride;
+    CHECK(problem_.layout == Layout::ncdhw && extent % region.span == 0) << named_;
+    CHECK(width.voxel_boxes == 1 || box_step % region.span == 0) << named_;
+    CHECK(region.copied == (side == kInput && region.span == 8)) << named_;
+    if (side == kInput) CHECK(width.step % region.span == 0 && region.spans * region.span == width.voxels) << named_;
+    if (region.copied) CHECK(element_size(problem_.dtype) == 2) << named_;
+  }
+
+  const NamedProblem& named_;
+  const Problem& problem_;
+  const Target& target_;
+  const TensorReduction& cut_;
+};
+
+}  // namespace
+
+int main() {
+  std::set<int32_t> reached[2];  // the kernels of most types, and of IEEE float32
+  int copied = 0, with_spans = 0;
+  const auto cut_and_check = [&](const NamedProblem& named, const Target& target) {
+    TensorReduction cut;
+    const auto cycles = cut_tensor_reduction(named.problem, target, std::numeric_limits<int64_t>::max(), cut);
+    if (!cycles) return false;
+    CHECK(*cycles > 0) << named;
+    if (target.compute_capability == 90) reached[is_ieee(named.problem) ? 1 : 0].insert(cut.warp_tile);
+    copied += cut.region[kInput].copied ? 1 : 0;
+    with_spans += cut.region[kGradOutput].span > 1 ? 1 : 0;
+    CutChecker(named, target, cut).check();
+    return true;
+  };
+  for (NamedProblem named : problems()) {
+    for (const DataType dtype : {DataType::float64, DataType::float32, DataType::float16, DataType::bfloat16}) {
+      for (const Layout layout : {Layout::ncdhw, Layout::ndhwc}) {
+        named.problem.dtype = dtype;
+        named.problem.layout = layout;
+        named.problem.precision = Precision::tf32;
+        const bool wanted = dtype != DataType::float64 && named.problem.batch > 0;
+        for (const Target& target : kTargets) CHECK(cut_and_check(named, target) == wanted) << named;
+      }
+    }
+  }
+  std::mt19937 random(3);
+  for (int i = 0; i < 600; ++i) {
+    const NamedProblem named = draw(random);
+    try {
+      named.problem.validate();
+    } catch (const InvalidProblem&) {
+      continue;
+    }
+    for (const Target& target : kTargets) cut_and_check(named, target);
+  }
+  CHECK(copied > 20 && with_spans > 100) << copied << " copied, " << with_spans << " with spans";
+  CHECK(reached[0].size() == kWarpTiles.size()) << reached[0].size() << " kernels reached";
+  CHECK(reached[1].size() == kIeeeWarpTiles.size()) << reached[1].size() << " IEEE kernels reached";
+  return finish();
+}
