@@ -1,4 +1,6 @@
 // grad_weight on tensor cores. direct/reduction.h has the terms.
+#pragma once
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -9,7 +11,7 @@
 #include "direct/cuda/kernels.h"
 
 namespace convt3d::direct {
-namespace {
+namespace tensor_reduction {
 
 constexpr int kComputingWarps = 8;
 constexpr int kComputingThreads = 32 * kComputingWarps;
@@ -180,7 +182,7 @@ class LaneWalk {
 
 // The shifts of a position along the three axes in one word, each below a bit that is 0, the guard.
 constexpr uint32_t kGuards = 1u << 31 | 1u << 21 | 1u << 11;
-__device__ uint32_t packed_shifts(int depth, int height, int width) {
+inline __device__ uint32_t packed_shifts(int depth, int height, int width) {
   return static_cast<uint32_t>(depth) << 22 | static_cast<uint32_t>(height) << 12 | static_cast<uint32_t>(width);
 }
 
@@ -190,7 +192,7 @@ struct Along {
 };
 
 // Writes the positions of one axis in the order of their shifts, so that neighbouring threads load neighbours.
-__device__ void tabulate(const RegionAxis& axis, Along* table) {
+inline __device__ void tabulate(const RegionAxis& axis, Along* table) {
   for (int run = 0; run < axis.runs; ++run) {
     const RegionAxis::Run own = axis.run[run];
     for (int at = threadIdx.x; at < own.length; at += blockDim.x) {
@@ -233,7 +235,8 @@ struct CellOrder {
 
 // Writes all cells of a region from the tables of its height and depth, and of its width where cells are single
 // positions; else cells begin where the volume's do, `before` columns before the region.
-__device__ void tabulate(const Region& region, const Along* widths, int before, bool is_grad_output, Cell* cells) {
+inline __device__ void tabulate(const Region& region, const Along* widths, int before, bool is_grad_output,
+                                Cell* cells) {
   const Along* heights = widths + region.axis[2].entries;
   const Along* depths = heights + region.axis[1].entries;
   const CellOrder order(region, is_grad_output);
@@ -256,7 +259,7 @@ __device__ void tabulate(const Region& region, const Along* widths, int before, 
 }
 
 // Where gy's region holds a voxel of a step, and each step, in bytes.
-__device__ int voxel_offset(const TensorReduction& cut, int voxel) {
+inline __device__ int voxel_offset(const TensorReduction& cut, int voxel) {
   const RegionAxis(&axis)[3] = cut.region[kGradOutput].axis;
   const int line = voxel / cut.axis[2].step, plane = line / cut.axis[1].step;
   return (plane * axis[0].slot_pitch + (line - plane * cut.axis[1].step) * axis[1].slot_pitch +
@@ -264,7 +267,7 @@ __device__ int voxel_offset(const TensorReduction& cut, int voxel) {
          16;
 }
 // Behind the last step come as many as warps take in turn, so that these may look ahead.
-__device__ void tabulate_steps(const TensorReduction& cut, int32_t* table) {
+inline __device__ void tabulate_steps(const TensorReduction& cut, int32_t* table) {
   const RegionAxis(&axis)[3] = cut.region[kGradOutput].axis;
   const int width_steps = cut.axis[2].voxels / cut.axis[2].step, height_steps = cut.axis[1].voxels / cut.axis[1].step;
   for (int index = threadIdx.x; index < cut.steps + cut.voxel_warps; index += static_cast<int>(blockDim.x)) {
@@ -279,9 +282,11 @@ __device__ void tabulate_steps(const TensorReduction& cut, int32_t* table) {
 static_assert(sizeof(Assignment) == TensorReduction::kAssignmentBytes && sizeof(Cell) == TensorReduction::kCellBytes);
 
 // The named barriers by which the loading and the computing warps hand each other the stages.
-__device__ int full(int stage) { return 1 + stage; }
-__device__ int empty(const TensorReduction& cut, int stage) { return 1 + cut.stages + stage; }
-__device__ int next_stage(const TensorReduction& cut, int stage) { return stage + 1 == cut.stages ? 0 : stage + 1; }
+inline __device__ int full(int stage) { return 1 + stage; }
+inline __device__ int empty(const TensorReduction& cut, int stage) { return 1 + cut.stages + stage; }
+inline __device__ int next_stage(const TensorReduction& cut, int stage) {
+  return stage + 1 == cut.stages ? 0 : stage + 1;
+}
 
 // Where a warp is that goes through a region's boxes: the volume at the region's origin, and the shifts that lie
 // inside. Cells of kSpan columns begin where the volume's do, up to so many less one before the region.
@@ -341,7 +346,7 @@ class Place {
 };
 
 // The numbers of a region's units in a box, made up to whole warps.
-__device__ int whole_warps(int units) { return (units + 31) & ~31; }
+inline __device__ int whole_warps(int units) { return (units + 31) & ~31; }
 
 // A loading warp, which brings units of one region: the region's warps take 32 of them in turn, through all boxes. Two
 // units are in a thread's registers: while one is stored, the other is on its way, be it another box's.
@@ -1241,11 +1246,12 @@ Kernel<T> kernel_for(const Problem& problem, const TensorReduction& cut) {
   return kernel_of<T, false, kWarpTiles>(cut.warp_tile);
 }
 
-}  // namespace
+}  // namespace tensor_reduction
 
 template <class T>
 void reduce_tensor(const Problem& problem, const TensorReduction& reduction, const T* grad_output, const T* input,
                    float* partials, cudaStream_t stream) {
+  using namespace tensor_reduction;
   Arguments<T> arguments;
   arguments.cut = reduction;
   const T* data[2] = {input, grad_output};
@@ -1265,10 +1271,5 @@ void reduce_tensor(const Problem& problem, const TensorReduction& reduction, con
          dim3(static_cast<unsigned>(reduction.tiles) * static_cast<unsigned>(reduction.parts)),
          kComputingThreads + reduction.loading_threads, shared_bytes, stream, arguments);
 }
-
-template void reduce_tensor(const Problem&, const TensorReduction&, const float*, const float*, float*, cudaStream_t);
-template void reduce_tensor(const Problem&, const TensorReduction&, const __half*, const __half*, float*, cudaStream_t);
-template void reduce_tensor(const Problem&, const TensorReduction&, const __nv_bfloat16*, const __nv_bfloat16*, float*,
-                            cudaStream_t);
 
 }  // namespace convt3d::direct

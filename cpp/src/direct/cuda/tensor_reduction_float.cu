@@ -1,0 +1,8 @@
+// One type to a file, so that they compile side by side.
+#include "direct/cuda/tensor_reduction.h"
+
+namespace convt3d::direct {
+
+template void reduce_tensor(const Problem&, const TensorReduction&, const float*, const float*, float*, cudaStream_t);
+
+}  // namespace convt3d::direct
