@@ -370,17 +370,14 @@ double written_run(const Problem& problem, const Axes& axes, const PipelinedGath
 }
 
 // Batches of 16 words that one thread loads of a stage, see SourceLoader.
-int64_t batches_of_stage(const PipelinedGather& gather, SourceLoads loads, int64_t element_bytes) {
-  const bool is_vector = loads == SourceLoads::vectors;
-  const int64_t together = is_vector ? 1 : 2;  // chunks of 16 bytes of channels
-  const int64_t in_batch = is_vector ? 4 : element_bytes == 4 ? 2 : 1;
-  const int64_t all = ceil_divide<int64_t>(int64_t{2} * gather.channel_groups * gather.cells(loads), together);
-  return ceil_divide(ceil_divide<int64_t>(all, gather.source_threads()), in_batch);
+int batches_of_stage(const PipelinedGather& gather, SourceLoads loads, int64_t element_bytes) {
+  const int units = loads == SourceLoads::vectors || element_bytes == 4 ? 4 : 2;
+  return ceil_divide(gather.thread_units(loads), units);
 }
 
 // What one choice of kernel and tile costs, in cycles of the whole machine. The constants are fitted to 3710 measured
-// choices of kernel, tile and passes for KernelBench's, common decoders' and 70 random layers, on an H200: 9 % off on
-// average, and what it picks takes 3 % longer than the best.
+// choices of kernel, tile and passes for KernelBench's, common decoders' and 70 random layers, on an H200, those of
+// loading anew to 2224: 8 % off on average, and what it picks takes 2 % longer than the best.
 double estimate(const Problem& problem, Operator op, const Axes& axes, const Target& target, const Walk& walk,
                 const PipelinedGather& gather) {
   const double bytes = static_cast<double>(gather_element_bytes(problem)), parts = gather.exact ? 3 : 1;
@@ -399,10 +396,13 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
   const double fragment = is_spread(gather) ? 21 : 21 + 16 * std::min(1.0, 7.0 / gather.tile[2]);  // cycles
   const SourceLoads source = source_loads(problem, op, gather, 0);
   const auto batches = static_cast<double>(batches_of_stage(gather, source, gather_element_bytes(problem)));
-  const double batch = source == SourceLoads::vectors ? 1545
-                       : source == SourceLoads::pairs ? 1435
-                       : is_half                      ? 1280
-                                                      : 1435;
+  const double alone = source == SourceLoads::vectors ? 1615
+                       : source == SourceLoads::pairs ? 1380
+                       : is_half                      ? 1070
+                                                      : 1565;
+  // More warps are slower each.
+  const int loading_ratio = 2 * gather.loading / gather.warpgroups;
+  const double batch = alone * (loading_ratio == 4 ? 1.28 : loading_ratio == 3 ? 1.09 : 1);
   const auto place_rounds = static_cast<double>(ceil_divide<int64_t>(gather.cells(source), gather.source_threads()));
   // A tile with so many times the taps of the average phase.
   const auto tile_cycles = [&](double share) {
@@ -427,7 +427,7 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
     const double folds = gather.exact ? 1.94 * fragments * gather.slots * gather.row_blocks * gather.columns : 0;
     const double chain = dispatches * (gather.bands() > 2 ? 210 : 91) + fragments * gather.row_blocks * parts * 17 +
                          folds + 245 * pieces + 300 + way_out;
-    const double loading = stages * (batches * batch + 100) + passes * (place_rounds * 373 + 1080);
+    const double loading = stages * (batches * batch + 50) + passes * (place_rounds * 214 + 1750);
     // Others do something else meanwhile: the parts overlap, but not wholly.
     const double terms[] = {resident * multiply,    resident * shared, resident * memory, chain, loading,
                             chain + 0.37 * multiply};
@@ -513,7 +513,11 @@ void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Tar
       gather.channel_groups = channel_groups;
       gather.channel_blocks = static_cast<int>(ceil_divide<int64_t>(sources, channel_groups * group_channels));
       for (const int warpgroups : {1, 2}) {
+        const int loading = loading_warpgroups({gather.slots, gather.columns, gather.row_blocks, gather.exact});
+        // Registers are shared out for one block on a multiprocessor where more warpgroups load than multiply.
+        if (loading * warpgroups % 2 != 0) continue;
         gather.warpgroups = warpgroups;
+        gather.loading = loading * warpgroups / 2;
         gather.staging_bytes = problem.layout == Layout::ncdhw
                                    ? int64_t{4} * warpgroups * staging_floats(gather.columns, gather.row_blocks)
                                    : 0;

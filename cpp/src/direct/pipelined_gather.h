@@ -45,6 +45,14 @@ inline constexpr uint8_t kSetsOf4[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13
 inline constexpr uint8_t kSetsOf8[] = {1,  2,   4,  8,   16, 32,  64, 128, 3,   12, 48, 192, 5,  10,  80,  160, 17, 34,
                                        68, 136, 15, 240, 51, 204, 85, 170, 255, 7,  14, 28,  56, 112, 224, 6,   24, 96};
 
+// Warpgroups that load for two that multiply: more than two where sums leave them registers, and where there is one
+// slot, as in grad_input with a stride, which loads much for each product. Loading is bound by instructions that wait
+// for each other: kb73's grad_input takes 0.82 ms with four, 1.14 with two.
+constexpr int loading_warpgroups(const GatherConfiguration& configuration) {
+  if (configuration.slots > 1 || configuration.columns > 64 || configuration.exact) return 2;
+  return configuration.columns > 32 ? 3 : 4;
+}
+
 // Units that one step has at most: its products hide what a warp does between two steps, but its fragments, two steps'
 // at a time, have to fit into registers beside the sums, and code for every number of units and set of bands into
 // caches.
@@ -53,7 +61,7 @@ constexpr int units_together(const GatherConfiguration& configuration) {
   if (configuration.exact) return 1;
   const int sums = configuration.slots * configuration.columns * configuration.row_blocks / 2;
   const int bands = configuration.slots / band_slots(configuration.slots, configuration.columns);
-  return bands <= 2 && sums <= 96 ? kMaximumUnitsOfStep : 2;
+  return bands <= 2 && sums <= 96 && loading_warpgroups(configuration) == 2 ? kMaximumUnitsOfStep : 2;
 }
 
 // Units of some offsets of the source that the same bands have taps for. A unit is the 32 bytes of channels of one tap
@@ -105,12 +113,15 @@ struct PipelinedTables {
 // How the source is loaded: 16 bytes of channels, which are neighbours, at a time; two neighbours along the width; or
 // element by element.
 enum class SourceLoads { vectors, pairs, elements };
+// Chunks of 16 bytes of channels of one cell that one thread takes.
+constexpr int chunks_together(SourceLoads loads) { return loads == SourceLoads::vectors ? 1 : 2; }
 
 struct PipelinedGather {
-  // Which kernel: an entry of kPipelinedGathers, with so many warpgroups that multiply, and as many that load.
+  // Which kernel: an entry of kPipelinedGathers, with so many warpgroups that multiply.
   int slots = 1, columns = 8, row_blocks = 1;
   bool exact = false;
   int warpgroups = 1;
+  int loading = 1;  // warpgroups that load
 
   int slot_bits[3] = {0, 0, 0};  // logarithms of the slots along each axis
   int slot_extent[3] = {1, 1, 1};
@@ -159,9 +170,15 @@ struct PipelinedGather {
   CONVT3D_HOST_DEVICE int pairs() const { return width / 2 + 1; }  // that cover a line wherever it begins
   // What one load covers, of a stage's source.
   int cells(SourceLoads loads) const { return lines() * (loads == SourceLoads::pairs ? pairs() : width); }
-  int threads() const { return 256 * warpgroups; }
-  CONVT3D_HOST_DEVICE int source_threads() const { return 128 * warpgroups - 32; }  // of these
-  std::string name() const;                                                         // of the entry of kPipelinedGathers
+  int threads() const { return 128 * (warpgroups + loading); }
+  CONVT3D_HOST_DEVICE int source_threads() const { return 128 * loading - 32; }  // of these
+  // Units of 16 bytes of channels of one load's positions that one thread loads of a stage: neighbouring chunks of
+  // channels of one cell, but for vectors.
+  int thread_units(SourceLoads loads) const {
+    const int together = chunks_together(loads);
+    return ceil_divide(ceil_divide(2 * channel_groups * cells(loads), together), source_threads()) * together;
+  }
+  std::string name() const;  // of the entry of kPipelinedGathers
 };
 
 // Columns that leave through shared memory together, in NCDHW, and the floats that this takes for a warpgroup.

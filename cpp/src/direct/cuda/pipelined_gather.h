@@ -1,7 +1,7 @@
 // The gather with wgmma, in a pipeline (see direct/pipelined_gather.h): forward and grad_input on GPUs of compute
 // capability 9.0.
 //
-// Thread mapping: `warpgroups` warpgroups multiply, as many load. A multiplying warpgroup makes 64 * kRowBlocks
+// Thread mapping: one or two warpgroups multiply, `loading` ones load. A multiplying warpgroup makes 64 * kRowBlocks
 // positions for kSlots residues and kColumns channels in registers. Any shifted window of positions is one of rows in
 // shared memory, where the source lies as [16 bytes of channels][position][16 bytes], so that ldmatrix loads fragments
 // alike whatever the step; weights lie as [16 bytes of channels][column][16 bytes], which wgmma reads where they are.
@@ -44,13 +44,23 @@ struct PipelinedArguments {
   bool channels_first;
   SourceLoads loads;
   Divisor<int32_t> by_cells;  // of a stage's source, see SourceLoader
+  int chunk_bits;             // of the number of 16-byte chunks of channels in a stage
+  int thread_units;           // see PipelinedGather
   int* not_finite;            // becomes 1 where the source is not; null where weights have no gaps
   bool vector_stores;  // 16 bytes of channels in NDHWC, or of a row's half types in NCDHW, are neighbours and aligned
   PipelinedGather gather;
 };
 
-// Registers of a thread that multiplies, and of one that loads: together twice the 128 of the launch.
-constexpr int kMultiplyingRegisters = 192, kLoadingRegisters = 64;
+// Registers of a thread that loads, and of one that multiplies, in multiples of 8: together those that two multiplying
+// warpgroups and the loading ones are launched with, of which there are 65536.
+CONVT3D_HOST_DEVICE constexpr int loading_registers(int loading_warpgroups) {
+  return loading_warpgroups == 2 ? 64 : 72;
+}
+CONVT3D_HOST_DEVICE constexpr int multiplying_registers(int loading_warpgroups) {
+  const int warpgroups = 2 + loading_warpgroups, launched = 512 / warpgroups / 8 * 8;
+  return (launched * warpgroups - loading_registers(loading_warpgroups) * loading_warpgroups) / 2 / 8 * 8;
+}
+static_assert(multiplying_registers(2) == 192 && multiplying_registers(3) == 128 && multiplying_registers(4) == 96);
 
 // Named barriers: one for each multiplying warpgroup, one for the warps that load the source.
 constexpr int kWarpgroupBarrier = 1, kSourceBarrier = 3;
@@ -129,14 +139,14 @@ __device__ __forceinline__ int unfold(const PipelinedGather& gather, int positio
 // gathered and floats rounded to TF32, in batches: while one is stored the next is on its way, be it another stage's or
 // another tile's. A cell is a position, or two neighbours along the width where these are one load; a unit is 16 bytes
 // of channels of each of its positions. The source was complete before pack_units_kernel began, so nothing waits here.
-template <class T, bool kRounds, bool kWatches>
+// Loading is bound by instructions, some seven cycles each: `kHurries` takes as few as may be, which has a batch's
+// loads issue in a row. Where products bound, those would keep the multiplying warps' fragments waiting.
+template <class T, bool kRounds, bool kWatches, bool kHurries>
 class SourceLoader {
  public:
   __device__ __forceinline__ SourceLoader(const PipelinedArguments<T>& arguments, const PipelinedMemory& memory,
                                           int thread, int threads)
-      : arguments_(arguments), gather_(arguments.gather), memory_(memory), thread_(thread), threads_(threads) {
-    chunk_bits_ = 31 - __clz(2 * gather_.channel_groups);
-  }
+      : arguments_(arguments), gather_(arguments.gather), memory_(memory), thread_(thread), threads_(threads) {}
 
   __device__ __forceinline__ void run() {
     if (arguments_.loads == SourceLoads::vectors) return run_with<SourceLoads::vectors>();
@@ -154,34 +164,29 @@ class SourceLoader {
   struct Batch {
     static constexpr int kWords = kLoads == SourceLoads::vectors ? 4 : kUnitChannels, kUnits = 16 / kWords;
     uint32_t words[kUnits][kWords];  // of pairs, the lower half is the former position's
-    bool begins_odd;                 // the pass's first column, of pairs
   };
   struct Piece {
     int cell, chunk;
   };
-  // Units of a batch that are neighbouring chunks of one cell.
   template <SourceLoads kLoads>
-  static constexpr int kChunksOfCell = kLoads == SourceLoads::vectors ? 1 : 2;
+  static constexpr int kChunksOfCell = chunks_together(kLoads);
 
   template <SourceLoads kLoads>
   __device__ __forceinline__ void run_with() {
     constexpr int kTargets = kLoads == SourceLoads::pairs ? 4 : 1;
-    cells_ = arguments_.by_cells.value;
-    constexpr int kChunks = kChunksOfCell<kLoads>;
-    units_ = ((cells_ << chunk_bits_) / kChunks + threads_ - 1) / threads_ * kChunks;
 #pragma unroll 1  // little code, so that the multiplying warps' stays in the cache of instructions
-    for (int cell = thread_; cell < cells_; cell += threads_) {
+    for (int cell = thread_; cell < arguments_.by_cells.value; cell += threads_) {
 #pragma unroll
       for (int i = 0; i < kTargets; ++i) memory_.source_targets[cell * kTargets + i] = target_of<kLoads>(cell, i);
     }
     places_ = memory_.source_places;
-    unit_ = units_;  // so that the first batch begins a pass
+    unit_ = arguments_.thread_units;  // so that the first batch begins a pass
     Batch<kLoads> batch, next;
 #pragma unroll 1
     for (bool is_first = true;; is_first = false) {
       const bool goes_on = advance<kLoads>();
       if (goes_on) load<kLoads>(next);
-      if (!is_first) store<kLoads>(batch);
+      if (!is_first) store<kLoads>(batch, begins_odd_ >> (goes_on ? 1 : 0) & 1);
       if (!goes_on) break;
       batch = next;
     }
@@ -210,11 +215,12 @@ class SourceLoader {
       for (int axis = 0; axis < 3; ++axis) {
         origin[axis] = item.first[axis] * gather_.source_stride[axis] * gather_.source_step[axis] + pass.origin[axis];
       }
-      begins_odd_ = kLoads == SourceLoads::pairs && origin[2] % 2 != 0;
+      pass_begins_odd_ = kLoads == SourceLoads::pairs && origin[2] % 2 != 0;
       // Two passes' places alternate, since warps may be one apart.
-      places_ = places_ == memory_.source_places ? memory_.source_places + cells_ : memory_.source_places;
+      places_ =
+          places_ == memory_.source_places ? memory_.source_places + arguments_.by_cells.value : memory_.source_places;
 #pragma unroll 1
-      for (int cell = thread_; cell < cells_; cell += threads_) {
+      for (int cell = thread_; cell < arguments_.by_cells.value; cell += threads_) {
         places_[cell] = place_of<kLoads>(pass, origin, arguments_.batch - item.sample, cell);
       }
       ptx::barrier_sync(kSourceBarrier, threads_);
@@ -226,7 +232,7 @@ class SourceLoader {
   template <SourceLoads kLoads>
   __device__ __forceinline__ bool advance() {
     unit_ += Batch<kLoads>::kUnits;
-    if (unit_ < units_) return true;
+    if (unit_ < arguments_.thread_units) return true;
     unit_ = 0;
     const int stage_channels = 2 * gather_.channel_groups * kUnitChannels;
     left_ -= stage_channels;
@@ -260,7 +266,7 @@ class SourceLoader {
     int line = 0, width = 0;
     if constexpr (kLoads == SourceLoads::pairs) {
       line = gather_.by_pairs.quotient(cell);
-      width = origin[2] - (begins_odd_ ? 1 : 0) + 2 * (cell - line * gather_.pairs());
+      width = origin[2] - (pass_begins_odd_ ? 1 : 0) + 2 * (cell - line * gather_.pairs());
     } else {
       line = gather_.by_width.quotient(cell);
       width = origin[2] + (cell - line * gather_.width) * gather_.source_step[2];
@@ -282,51 +288,63 @@ class SourceLoader {
   __device__ __forceinline__ Piece piece_of(int unit) const {
     const int piece = thread_ + unit / kChunksOfCell<kLoads> * threads_;
     if constexpr (kLoads == SourceLoads::vectors) {
-      return {piece >> chunk_bits_, piece & ((1 << chunk_bits_) - 1)};
+      return {piece >> arguments_.chunk_bits, piece & ((1 << arguments_.chunk_bits) - 1)};
     } else {
       const int chunks = arguments_.by_cells.quotient(piece);
-      return {piece - chunks * cells_, chunks * kChunksOfCell<kLoads>};
+      return {piece - chunks * arguments_.by_cells.value, chunks * kChunksOfCell<kLoads>};
     }
   }
   template <SourceLoads kLoads>
   __device__ __forceinline__ bool is_in_stage(const Piece& piece) const {
-    return kLoads == SourceLoads::vectors ? piece.cell < cells_ : piece.chunk >> chunk_bits_ == 0;
+    return kLoads == SourceLoads::vectors ? piece.cell < arguments_.by_cells.value
+                                          : piece.chunk >> arguments_.chunk_bits == 0;
   }
   template <SourceLoads kLoads>
-  __device__ __forceinline__ void load(Batch<kLoads>& batch) const {
+  __device__ __forceinline__ void load(Batch<kLoads>& batch) {
+    begins_odd_ = begins_odd_ << 1 | (pass_begins_odd_ ? 1 : 0);
+    if (kHurries && left_ >= 2 * gather_.channel_groups * kUnitChannels) {
+      load_words<kLoads, true>(batch.words);
+    } else {
+      load_words<kLoads, false>(batch.words);
+    }
+  }
+  // `kWhole`: the stage has all of its channels, so that one predicate serves all loads of a cell.
+  template <SourceLoads kLoads, bool kWhole>
+  __device__ __forceinline__ void load_words(uint32_t (&words)[Batch<kLoads>::kUnits][Batch<kLoads>::kWords]) const {
     using Word = std::conditional_t<sizeof(T) == 4 || kLoads == SourceLoads::pairs, uint32_t, uint16_t>;
-    batch.begins_odd = begins_odd_;
     const int stride = arguments_.from.channel_stride;
-    Piece piece{};
+    bool inside = false;
     int channels = 0;
     const T* from = nullptr;
 #pragma unroll
     for (int u = 0; u < Batch<kLoads>::kUnits; ++u) {
       if (u % kChunksOfCell<kLoads> == 0) {
-        piece = piece_of<kLoads>(unit_ + u);
+        const Piece piece = piece_of<kLoads>(unit_ + u);
         const int place = is_in_stage<kLoads>(piece) ? places_[piece.cell] : -1, channel = piece.chunk * kUnitChannels;
-        channels = place >= 0 ? left_ - channel : 0;
+        inside = place >= 0;
+        channels = inside ? left_ - channel : 0;
         from = base_ + (place + channel * stride);
       } else {
         channels -= kUnitChannels;
-        from += kUnitChannels * stride;
+        if constexpr (!kHurries) from += kUnitChannels * stride;
       }
-      uint32_t (&words)[Batch<kLoads>::kWords] = batch.words[u];
       if constexpr (kLoads == SourceLoads::vectors) {
         uint4 vector = make_uint4(0, 0, 0, 0);
         if (channels > 0) vector = __ldg(reinterpret_cast<const uint4*>(from));
-        words[0] = vector.x, words[1] = vector.y, words[2] = vector.z, words[3] = vector.w;
+        words[u][0] = vector.x, words[u][1] = vector.y, words[u][2] = vector.z, words[u][3] = vector.w;
       } else {
 #pragma unroll
         for (int i = 0; i < kUnitChannels; ++i) {
-          words[i] = 0;
-          if (i < channels) words[i] = __ldg(reinterpret_cast<const Word*>(from + int64_t{i} * stride));
+          words[u][i] = 0;
+          const T* own = kHurries ? from : from + int64_t{i} * stride;
+          if (kWhole ? inside : i < channels) words[u][i] = __ldg(reinterpret_cast<const Word*>(own));
+          if constexpr (kHurries) from = ptx::opaque(from + stride);  // one instruction, where a multiple would be five
         }
       }
     }
   }
   template <SourceLoads kLoads>
-  __device__ __forceinline__ void store(const Batch<kLoads>& batch) {
+  __device__ __forceinline__ void store(const Batch<kLoads>& batch, uint32_t begins_odd) {
     if (stored_ == 0) ptx::wait(memory_.source_free(ring_.stage), ring_.parity ^ 1);
     uint4* stage = reinterpret_cast<uint4*>(memory_.source + ring_.stage * gather_.source_stage_bytes);
     Piece piece{};
@@ -338,7 +356,7 @@ class SourceLoader {
         targets = make_int2(-1, -1);
         if (is_in_stage<kLoads>(piece)) {
           if constexpr (kLoads == SourceLoads::pairs) {
-            targets = reinterpret_cast<const int2*>(memory_.source_targets)[2 * piece.cell + batch.begins_odd];
+            targets = reinterpret_cast<const int2*>(memory_.source_targets)[2 * piece.cell + begins_odd];
           } else {
             targets.x = memory_.source_targets[piece.cell];
           }
@@ -361,7 +379,7 @@ class SourceLoader {
       }
     }
     stored_ += Batch<kLoads>::kUnits;
-    if (stored_ < units_) return;
+    if (stored_ < arguments_.thread_units) return;
     stored_ = 0;
     ptx::arrive(memory_.source_full(ring_.stage));
     ring_.advance(gather_.source_stages);
@@ -393,16 +411,15 @@ class SourceLoader {
   const PipelinedGather& gather_;
   const PipelinedMemory& memory_;
   const int thread_, threads_;
-  int chunk_bits_;             // of the number of 16-byte chunks of channels in a stage
-  int cells_ = 0, units_ = 0;  // of a stage; the latter that one thread takes
   // What is loaded next.
   int index_ = static_cast<int>(blockIdx.x);  // of the tile
   int pass_ = 0;                              // of the tile, the next one
   const T* base_ = nullptr;                   // of the stage's channels
   int left_ = 0, unit_ = 0;                   // channels from there on; unit of the stage
   int* places_ = nullptr;
-  bool begins_odd_ = false;
-  bool not_finite_ = false;  // something that was loaded
+  bool pass_begins_odd_ = false;  // its first column, of pairs
+  uint32_t begins_odd_ = 0;       // of the batches that were loaded, the newest one's as the lowest bit
+  bool not_finite_ = false;       // something that was loaded
   // What is stored next.
   Ring ring_;
   int stored_ = 0;
@@ -920,8 +937,12 @@ class Multiplier {
   float totals_[kExact ? kRowBlocks : 1][kExact ? kSlots : 1][kExact ? kColumns / 2 : 1];
 };
 
+// Warpgroups that load for two that multiply.
+template <int kSlots, int kColumns, int kRowBlocks, bool kExact>
+constexpr int kLoading = loading_warpgroups({kSlots, kColumns, kRowBlocks, kExact});
+
 template <class T, int kSlots, int kColumns, int kRowBlocks, bool kExact>
-__global__ void __launch_bounds__(512, 1)
+__global__ void __launch_bounds__(128 * (2 + kLoading<kSlots, kColumns, kRowBlocks, kExact>), 1)
     gather_pipelined_kernel(const __grid_constant__ PipelinedArguments<T> arguments) {
 #if CONVT3D_HAS_WGMMA
   extern __shared__ __align__(128) unsigned char shared[];
@@ -941,15 +962,15 @@ __global__ void __launch_bounds__(512, 1)
     ptx::fence_shared_for_wgmma();
   }
   __syncthreads();
+  constexpr int kWarpgroups = kLoading<kSlots, kColumns, kRowBlocks, kExact>;
   if (thread < 0) {
-    ptx::claim_registers<kMultiplyingRegisters>();
+    ptx::claim_registers<multiplying_registers(kWarpgroups)>();
     Multiplier<T, kSlots, kColumns, kRowBlocks, kExact>(arguments, memory).run();
   } else {
-    ptx::give_up_registers<kLoadingRegisters>();
+    ptx::give_up_registers<loading_registers(kWarpgroups)>();
     if (thread < source_threads) {
-      SourceLoader<T, sizeof(T) == 4 && !kExact, (band_slots(kSlots, kColumns) > 1)>(arguments, memory, thread,
-                                                                                     source_threads)
-          .run();
+      constexpr bool kRounds = sizeof(T) == 4 && !kExact, kWatches = band_slots(kSlots, kColumns) > 1;
+      SourceLoader<T, kRounds, kWatches, (kColumns < 128)>(arguments, memory, thread, source_threads).run();
     } else if (thread == source_threads) {
       load_weights(arguments, memory);
     }
@@ -1090,11 +1111,15 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
                                   channels_first,
                                   SourceLoads::elements,
                                   {},
+                                  0,
+                                  0,
                                   nullptr,
                                   false,
                                   gather};
   arguments.loads = source_loads(problem, op, gather, reinterpret_cast<uintptr_t>(source));
   arguments.by_cells = Divisor<int32_t>(gather.cells(arguments.loads));
+  for (int chunks = 2 * gather.channel_groups; chunks > 1; chunks /= 2) ++arguments.chunk_bits;
+  arguments.thread_units = gather.thread_units(arguments.loads);
   // A row's vectors: rows begin with one, in the volume as in the tile, and every residue along the width is there.
   constexpr int kVector = 16 / sizeof(T);
   const int extent = gather.slot_extent[2];
