@@ -416,4 +416,10 @@ __device__ __forceinline__ T opaque(T value) {
   return value;
 }
 
+// The same of a pointer to global memory, which the compiler still knows to be one.
+template <class T>
+__device__ __forceinline__ T* opaque_global(T* pointer) {
+  return static_cast<T*>(__cvta_global_to_generic(opaque(__cvta_generic_to_global(pointer))));
+}
+
 }  // namespace convt3d::ptx

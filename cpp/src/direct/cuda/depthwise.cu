@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "cuda/launch.h"
+#include "cuda/ptx.h"
 #include "direct/cuda/contacts.h"
 #include "direct/cuda/kernels.h"
 
@@ -22,6 +23,9 @@ constexpr int kThreads = 256, kWarps = kThreads / 32;
 
 // More blocks than these go round in a loop.
 constexpr int64_t kMostBlocks = int64_t{1} << 30;
+
+// What a thread makes one after the other, as its place costs it as much each time as a few sums.
+constexpr int kMostRounds = 4;
 
 unsigned grid_of(int64_t blocks) { return static_cast<unsigned>(std::min(blocks, kMostBlocks)); }
 
@@ -34,8 +38,10 @@ constexpr int resident_blocks(int blocks) {
 // How the kernels for narrow groups share out the channels: a block makes at most C destination channels of one group
 // from all of its source channels.
 struct GroupChannels {
-  int groups = 1, sources = 1, destinations = 1;                        // the latter two of one group
-  int blocks = 1;                                                       // that make a group's destinations
+  int groups = 1, sources = 1, destinations = 1;  // the latter two of one group
+  int blocks = 1;                                 // of all groups
+  Divisor<int32_t> by_blocks;                     // of one group
+  int64_t samples = 1;
   int64_t weight_group = 1, weight_source = 1, weight_destination = 1;  // steps
 
   GroupChannels(const Problem& problem, Operator op, int block) {
@@ -44,10 +50,22 @@ struct GroupChannels {
     groups = static_cast<int>(problem.groups);
     sources = static_cast<int>(forward ? problem.group_in_channels() : problem.group_out_channels());
     destinations = static_cast<int>(forward ? problem.group_out_channels() : problem.group_in_channels());
-    blocks = (destinations + block - 1) / block;
+    by_blocks = Divisor<int32_t>((destinations + block - 1) / block);
+    blocks = groups * by_blocks.value;
+    samples = problem.batch;
     weight_group = steps.group;
     weight_source = forward ? steps.input_channel : steps.output_channel;
     weight_destination = forward ? steps.output_channel : steps.input_channel;
+  }
+
+  // A grid of `others` blocks for each block of channels, or for a few of these, one after the other, where enough
+  // blocks are left to keep the GPU busy to the end.
+  dim3 grid(int64_t others) const {
+    constexpr int64_t kEnough = 2048, kMost = 65535;
+    const int64_t z = std::min(samples, kMost);
+    const int64_t rounds = std::clamp<int64_t>(others * z * blocks / kEnough, 1, kMostRounds);
+    const int64_t y = std::min((blocks + rounds - 1) / rounds, kMost);
+    return dim3(static_cast<unsigned>(others), static_cast<unsigned>(y), static_cast<unsigned>(z));
   }
 };
 
@@ -58,24 +76,117 @@ struct ChannelShare {
   int bias;                     // the first destination channel of its sample
   int live;                     // destination channels
 
-  // `which` counts samples, groups and the group's blocks.
-  __device__ ChannelShare(const GroupChannels& in, int64_t which, int block) {
-    const int64_t group_of_all = which / in.blocks;
-    const int first = static_cast<int>(which - group_of_all * in.blocks) * block;
-    const int group = static_cast<int>(group_of_all % in.groups);
-    source = group_of_all * in.sources;
-    destination = group_of_all * in.destinations + first;
+  __device__ ChannelShare(const GroupChannels& in, int64_t sample, int which, int block) {
+    const int group = in.by_blocks.quotient(which);
+    const int first = (which - group * in.by_blocks.value) * block;
+    source = (sample * in.groups + group) * in.sources;
+    destination = (sample * in.groups + group) * in.destinations + first;
     weight = group * in.weight_group + first * in.weight_destination;
     bias = group * in.destinations + first;
     live = smaller(block, in.destinations - first);
   }
 };
 
-// 16 bytes, which a thread stores at once.
-template <class T>
-struct alignas(16) Vector {
-  T element[16 / sizeof(T)];
+// Calls keep(source channel, destination channel, tap, weight) for the weights of a block's share, of `taps` taps for
+// each pair of channels; zero for channels beyond the group's last.
+template <int C, class T, class Keep>
+__device__ __forceinline__ void for_weights(const GroupChannels& in, const ChannelShare& share, const T* weight,
+                                            int taps, const Keep& keep) {
+  for (int pair = 0; pair < in.sources * C; ++pair) {
+    const int source = pair / C, c = pair % C;
+    const T* const from = weight + (share.weight + source * in.weight_source + c * in.weight_destination);
+    for (int tap = static_cast<int>(threadIdx.x); tap < taps; tap += static_cast<int>(blockDim.x)) {
+      keep(source, c, tap, c < share.live ? static_cast<Accumulator<T>>(from[tap]) : Accumulator<T>(0));
+    }
+  }
+}
+
+// Neighbouring elements that a thread loads or stores at once.
+template <class T, int Width>
+struct alignas(sizeof(T) * Width) Elements {
+  T element[Width];
 };
+
+// Sums in the tensors' type; half types by pairs, one instruction each.
+template <class T, int Count>
+__device__ __forceinline__ Elements<T, Count> rounded(const Accumulator<T> (&sums)[Count]) {
+  Elements<T, Count> result;
+  if constexpr (Count % 2 == 0 && std::is_same_v<T, __half>) {
+#pragma unroll
+    for (int i = 0; i < Count; i += 2) {
+      *reinterpret_cast<__half2*>(result.element + i) = __floats2half2_rn(sums[i], sums[i + 1]);
+    }
+  } else if constexpr (Count % 2 == 0 && std::is_same_v<T, __nv_bfloat16>) {
+#pragma unroll
+    for (int i = 0; i < Count; i += 2) {
+      *reinterpret_cast<__nv_bfloat162*>(result.element + i) = __floats2bfloat162_rn(sums[i], sums[i + 1]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < Count; ++i) result.element[i] = static_cast<T>(sums[i]);
+  }
+  return result;
+}
+
+// Elements between the last multiple of 16 bytes and `pointer`.
+template <class T>
+CONVT3D_HOST_DEVICE int elements_past_vector(const T* pointer) {
+  return static_cast<int>(reinterpret_cast<uintptr_t>(pointer) / sizeof(T) % (16 / sizeof(T)));
+}
+
+// Steps in bytes take no more than an addition.
+template <class T>
+__device__ __forceinline__ T* advanced(T* pointer, int64_t bytes) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(pointer) + bytes);
+}
+
+// Elements `first` and following of a row, of which `from` points to `first`; zero outside the row's `length`. kBefore
+// of them come one by one, then a vector, which lies within the row or outside as a whole, then kAfter.
+template <int kBefore, int kVector, int kAfter, class T>
+__device__ __forceinline__ void load_row(const T* from, int first, int length,
+                                         Accumulator<T> (&x)[kBefore + kVector + kAfter]) {
+  using Sum = Accumulator<T>;
+  using Word = std::conditional_t<sizeof(T) * kVector % 4 == 0, uint32_t, uint16_t>;
+  using Words = Elements<Word, sizeof(T) * kVector / sizeof(Word)>;
+  const auto inside = [&](int i) { return static_cast<unsigned>(first + i) < static_cast<unsigned>(length); };
+  Words words{};
+  if (inside(kBefore)) words = *reinterpret_cast<const Words*>(from + kBefore);
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    if constexpr (std::is_same_v<T, __nv_bfloat16> && sizeof(Word) == 4) {
+      const uint32_t pair = words.element[i / 2];  // float32's upper halves
+      x[kBefore + i] = __uint_as_float(i % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
+    } else {
+      x[kBefore + i] = static_cast<Sum>(reinterpret_cast<const T*>(words.element)[i]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kBefore + kAfter; ++i) {
+    const int at = i < kBefore ? i : i + kVector;
+    x[at] = inside(at) ? static_cast<Sum>(from[at]) : Sum(0);
+  }
+}
+
+// The same of kRows rows from `row` on, of which none lies outside for most threads. Addresses follow one another, two
+// instructions each; the compiler would compute each from the first one.
+template <int kBefore, int kVector, int kAfter, int kRows, class T>
+__device__ __forceinline__ void load_rows(const T* from, int row, int rows, int64_t row_bytes, int first, int length,
+                                          Accumulator<T> (&x)[kRows][kBefore + kVector + kAfter]) {
+  const auto load = [&](auto all_inside) {
+    const T* row_from = from;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i, row_from = ptx::opaque_global(advanced(row_from, row_bytes))) {
+      const bool inside = decltype(all_inside)::value || static_cast<unsigned>(row + i) < static_cast<unsigned>(rows);
+      load_row<kBefore, kVector, kAfter>(row_from, first, inside ? length : 0, x[i]);
+    }
+  };
+  if (row >= 0 && row + kRows <= rows) {
+    load(std::true_type());
+  } else {
+    load(std::false_type());
+  }
+}
 
 // ---- forward, NCDHW, stride 2 along height and width ---------------------------------------------------------------
 
@@ -88,186 +199,299 @@ struct UpsamplingArguments {
   const T* bias;
   T* destination;
   int source_h, source_w, destination_h, destination_w, padding_h, padding_w;
-  int first_h, first_w;    // the first quotients of position + padding by the stride
-  int groups, columns;     // groups of quotients along height, and quotients along width
-  int tile_groups, tiles;  // groups of a block, and blocks of an output plane
-  size_t weight_bytes;     // of shared memory
-  int tile_pitch;          // elements that one channel has in shared memory
-  int64_t blocks;
-  Divisor<int32_t> by_columns;
+  int first_h, first_w;                                    // the first quotients of position + padding by the stride
+  int plane_groups;                                        // groups of output planes,
+  int groups, columns;                                     // of rows and of columns that threads make
+  int tile_groups, tile_columns;                           // of a block
+  int column_tiles, tiles;                                 // blocks along the width, and those of a group of planes
+  Divisor<int32_t> by_column_tiles, by_tiles, by_columns;  // the last by tile_columns
+  int row_pitch, lead, run_pitch;  // of shared memory: of rows, elements before the first, and of whole runs
+  size_t weight_bytes;
+  int64_t source_row_bytes, source_plane_bytes, destination_plane_bytes, destination_row_bytes;
 };
 
-// With position + padding = S * q + r, tap j of residue r = j % S reads source q - j / S, so that one pattern serves
-// every padding. A thread takes kGroup values of q along height and one along width: from (kGroup + M - 1) * M sources
-// of a plane it makes kGroup * S * S outputs. A block makes whole rows of one output plane, in shared memory, and
-// stores them as the one run of memory that they are, for each of C channels: rows of odd length would else begin and
-// end between vectors, and what the stores reach decides this kernel's speed. Sources, an eighth of the traffic, come
-// through the L1 cache.
-template <class T, int S, int K, int C>
-__global__ void __launch_bounds__(kThreads, resident_blocks<T>(K <= 3 && C == 1 ? 4
-                                                               : C == 1         ? 3
-                                                                                : 2))
+// What a thread makes at once. With position + padding = S * q + r, tap j of residue r = j % S reads source q - j / S,
+// so that one pattern serves every padding; along the width the pattern begins at residue kPhase.
+template <class T, int S, int K, int C, bool kVectors>
+struct UpsamplingTile {
+  static constexpr int kStride = S, kKernel = K;
+  static constexpr int kSums = C > 1 ? 32 : 128 / sizeof(T);  // as registers allow
+  static constexpr int kBlocks = C > 1 || kSums > 32 ? 2 : K <= 2 ? 4 : 3;
+  static constexpr int kPlanes = C == 1 ? 2 : 1;  // output planes, which share their sources
+  static constexpr int kColumns = kVectors ? 16 / sizeof(T) : S;
+  static constexpr int kPhase = kVectors ? (K - 1) / 2 % S : 0;
+  static constexpr int kGroup = kSums / (C * kPlanes * S * kColumns);  // values of q along height
+  static constexpr int kRows = kGroup * S;
+  static constexpr int kFirstRow = -((K - 1) / S), kSourceRows = kGroup - kFirstRow;  // of the sources, from q on
+  static constexpr int kFirstColumn = -((K - 1 - kPhase) / S);
+  static constexpr int kSourceColumns = (kColumns - 1 + kPhase) / S - kFirstColumn + 1;
+  static constexpr int kWeights = (K * K + 3) / 4 * 4;  // of one tap along depth, padded to whole vectors
+};
+
+// What the sources of one plane give to a tile of one output plane.
+template <class Tile, class Sum>
+__device__ __forceinline__ void add_taps(const Sum* weights, const Sum (&x)[Tile::kSourceRows][Tile::kSourceColumns],
+                                         Sum (&sum)[Tile::kRows][Tile::kColumns]) {
+  constexpr int S = Tile::kStride, K = Tile::kKernel, kPhase = Tile::kPhase;
+#pragma unroll
+  for (int j_h = 0; j_h < K; ++j_h) {
+#pragma unroll
+    for (int j_w = 0; j_w < K; ++j_w) {
+#pragma unroll
+      for (int i = j_h % S; i < Tile::kRows; i += S) {
+#pragma unroll
+        for (int o = (j_w + kPhase) % S; o < Tile::kColumns; o += S) {
+          const int row = (i - j_h) / S - Tile::kFirstRow, column = (o + kPhase - j_w) / S - Tile::kFirstColumn;
+          sum[i][o] += weights[j_h * K + j_w] * x[row][column];
+        }
+      }
+    }
+  }
+}
+
+// A run of memory from shared memory, where it lies between multiples of 16 bytes as it does in `to`.
+template <class T>
+__device__ __forceinline__ void store_run(T* to, const T* from, int length) {
+  constexpr int kVector = 16 / sizeof(T);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int head = smaller((kVector - elements_past_vector(to)) % kVector, length);
+  const int vectors = (length - head) / kVector, tail = (length - head) % kVector;
+  for (int i = thread; i < vectors; i += static_cast<int>(blockDim.x)) {
+    reinterpret_cast<Elements<T, kVector>*>(to + head)[i] =
+        reinterpret_cast<const Elements<T, kVector>*>(from + head)[i];
+  }
+  if (thread < head) to[thread] = from[thread];
+  if (thread < tail) to[length - tail + thread] = from[length - tail + thread];
+}
+
+// A block makes rows of kPlanes neighbouring output planes, for each of C channels; its threads tiles of these, the
+// ones of a warp side by side. Each source is loaded and converted once for all outputs of a tile that it reaches;
+// sources, an eighth of the traffic, come through the L1 cache. With kVectors, rows of either volume are whole vectors,
+// and threads store 16 bytes at once. Else tiles are of S columns and rows of any length, which would begin and end
+// between vectors: the block puts them together in shared memory and stores them as the one run of memory that they
+// are. Bound by memory where there are few taps, else by the instructions, which multiply for the most part.
+template <class T, int S, int K, int C, bool kVectors>
+__global__ void __launch_bounds__(kThreads, resident_blocks<T>(UpsamplingTile<T, S, K, C, kVectors>::kBlocks))
     upsample(const __grid_constant__ UpsamplingArguments<T> in) {
   using Sum = Accumulator<T>;
-  constexpr int M = (K + S - 1) / S;  // taps of one residue, at most
-  constexpr int kGroup = 2, kRows = kGroup + M - 1;
-  constexpr int kWeights = (K * K + 3) / 4 * 4;  // of one depth contact, padded to whole vectors
-  constexpr int kVector = 16 / sizeof(T);
+  using Tile = UpsamplingTile<T, S, K, C, kVectors>;
+  constexpr int kPlanes = Tile::kPlanes, kColumns = Tile::kColumns, kPhase = Tile::kPhase, kRows = Tile::kRows;
+  constexpr int kVector = kVectors ? kColumns / S : 1, kBefore = kVectors ? -Tile::kFirstColumn : 0;  // of the sources
   extern __shared__ __align__(16) unsigned char shared[];
-  Sum* const weights = reinterpret_cast<Sum*>(shared);
-  T* const tile = reinterpret_cast<T*>(shared + in.weight_bytes);
-  const int64_t source_plane = static_cast<int64_t>(in.source_h) * in.source_w;
-  const int64_t destination_plane = static_cast<int64_t>(in.destination_h) * in.destination_w;
+  Sum* const weights = reinterpret_cast<Sum*>(shared);  // source channel, tap along depth, destination channel
+  T* const runs = reinterpret_cast<T*>(shared + in.weight_bytes);
+  const Axis<int32_t>& depth = in.depth.axis;
 
-  for (int64_t block = blockIdx.x; block < in.blocks; block += gridDim.x) {
-    int64_t rest = block / in.tiles;
-    const int first_group = static_cast<int>(block - rest * in.tiles) * in.tile_groups;
-    const int groups = smaller(in.tile_groups, in.groups - first_group);
-    const int64_t which = rest / in.depth.destination;
-    const int z = static_cast<int>(rest - which * in.depth.destination);
-    const ChannelShare channels(in.channels, which, C);
-    const int q_d = in.depth.axis.by_stride.quotient(z);
-    const Contacts<int32_t> contacts = in.depth.contacts(z - q_d * in.depth.destination_stride, q_d, q_d);
-    // In the order of the sums: source channel, contact, destination channel.
-    for (int i = threadIdx.x; i < in.channels.sources * contacts.count * C * kWeights; i += blockDim.x) {
-      const int tap = i % kWeights, c = i / kWeights % C, pair = i / kWeights / C;
-      const int source = pair / contacts.count, contact = pair - source * contacts.count;
-      Sum w = 0;
-      if (tap < K * K && c < channels.live) {
-        w = static_cast<Sum>(
-            in.weight[channels.weight + source * in.channels.weight_source + c * in.channels.weight_destination +
-                      (contacts.tap + contact * contacts.tap_step) * (K * K) + tap]);
-      }
-      weights[i] = w;
+  const int plane_group = in.by_tiles.quotient(static_cast<int>(blockIdx.x));
+  const int tile = static_cast<int>(blockIdx.x) - plane_group * in.tiles;
+  const int row_tile = in.by_column_tiles.quotient(tile);
+  const int first_group = row_tile * in.tile_groups;
+  const int first_column = (tile - row_tile * in.column_tiles) * in.tile_columns;
+  const int groups = smaller(in.tile_groups, in.groups - first_group);
+  // The output planes from z on, which may be -1, and the source planes that meet any of them, at least one: a loop
+  // that may end before it begins costs a copy of all sums.
+  const int z = plane_group * kPlanes - depth.padding % kPlanes;
+  const auto exists = [&](int p) { return static_cast<unsigned>(z + p) < static_cast<unsigned>(depth.output); };
+  TapWalk<int32_t> walks[kPlanes];
+  int first_plane = 0, last_plane = depth.input - 1;
+#pragma unroll
+  for (int p = 0; p < kPlanes; ++p) {
+    if (exists(p)) walks[p] = depth.taps_at(z + p);
+    if (walks[p].count == 0) {
+      walks[p].index = -1;
+      continue;
     }
+    first_plane = larger(first_plane, walks[p].index);
+    last_plane = smaller(last_plane, walks[p].index - (walks[p].count - 1) * depth.index_step);
+  }
+  last_plane = smaller(last_plane, first_plane);
+  // The rows and columns that the block makes.
+  const int first_q = in.first_h + first_group * Tile::kGroup;
+  const int row_begin = larger(S * first_q - in.padding_h, 0);
+  const int row_end = smaller(S * (first_q + groups * Tile::kGroup) - in.padding_h, in.destination_h);
+  const int edge = kPhase - in.padding_w % S;  // the first column that a thread makes, which may be -1
+  const int column_begin = larger(first_column * kColumns + edge, 0);
+  const int column_end = smaller((first_column + in.tile_columns) * kColumns + edge, in.destination_w);
 
-    const int first_q = in.first_h + first_group * kGroup;
-    const int row_begin = larger(S * first_q - in.padding_h, 0);
-    const int row_end = smaller(S * (first_q + groups * kGroup) - in.padding_h, in.destination_h);
-    const int length = (row_end - row_begin) * in.destination_w;
-    const auto run_of = [&](int c) {
-      return in.destination + ((channels.destination + c) * in.depth.destination + z) * destination_plane +
-             static_cast<int64_t>(row_begin) * in.destination_w;
-    };
-    // A run lies in shared memory as it lies between vectors in global memory.
-    const auto shift_of = [&](const T* run) {
-      return static_cast<int>(reinterpret_cast<uintptr_t>(run) / sizeof(T) % kVector);
-    };
-    const T* const source = in.source + (channels.source * in.depth.source + q_d + contacts.offset) * source_plane;
-    __syncthreads();
+  for (int64_t sample = blockIdx.z; sample < in.channels.samples; sample += gridDim.z) {
+    for (int which = blockIdx.y; which < in.channels.blocks; which += gridDim.y) {
+      const ChannelShare channels(in.channels, sample, which, C);
+      for_weights<C>(in.channels, channels, in.weight, depth.kernel * K * K, [&](int source, int c, int tap, Sum w) {
+        weights[((source * depth.kernel + tap / (K * K)) * C + c) * Tile::kWeights + tap % (K * K)] = w;
+      });
+      const T* const source =
+          advanced(in.source, (channels.source * in.depth.source + first_plane) * in.source_plane_bytes);
+      T* const destination =
+          advanced(in.destination, (channels.destination * depth.output + z) * in.destination_plane_bytes);
+      const auto plane_of = [&](int c, int p) {
+        return advanced(destination, (static_cast<int64_t>(c) * depth.output + p) * in.destination_plane_bytes);
+      };
+      // A run of memory, and where it is made: between vectors as in the volume.
+      const int begin = row_begin * in.destination_w + column_begin;
+      const auto made_at = [&](int c, int p) {
+        return runs + (c * kPlanes + p) * in.run_pitch + in.lead + elements_past_vector(plane_of(c, p) + begin);
+      };
+      __syncthreads();
 
-    for (int item = threadIdx.x; item < groups * in.columns; item += blockDim.x) {
-      const int group = in.by_columns.quotient(item);
-      const int q_w = in.first_w + item - group * in.columns, q_h = first_q + group * kGroup;
-      Sum sum[C][kGroup * S][S] = {};
-      const Sum* w = weights;
-      for (int channel = 0; channel < in.channels.sources; ++channel) {
-        const T* const volume = source + static_cast<int64_t>(channel) * in.depth.source * source_plane;
-#pragma unroll 2
-        for (int contact = 0; contact < contacts.count; ++contact) {
-          const T* plane = volume + static_cast<int64_t>(contact) * contacts.offset_step * source_plane;
-          Sum x[kRows][M];
+      for (int item = threadIdx.x; item < groups * in.tile_columns; item += blockDim.x) {
+        const int group = in.by_columns.quotient(item);
+        const int q_h = first_q + group * Tile::kGroup;
+        const int q_w = in.first_w + (first_column + item - group * in.tile_columns) * (kColumns / S);
+        const int source_row = q_h + Tile::kFirstRow, source_column = q_w + Tile::kFirstColumn;
+        const T* volume = source + (source_row * in.source_w + source_column);
+        Sum sum[C][kPlanes][kRows][kColumns] = {};
+        const Sum* channel_weights = weights;
+        int channel = 0;
+        do {
+          const T* plane = volume;
+          TapWalk<int32_t> taps[kPlanes];
 #pragma unroll
-          for (int i = 0; i < kRows; ++i) {
-            const int row = q_h - (M - 1) + i;
+          for (int p = 0; p < kPlanes; ++p) taps[p] = walks[p];
+          int d = first_plane;
+#pragma unroll 1
+          do {
+            Sum x[Tile::kSourceRows][Tile::kSourceColumns];
+            load_rows<kBefore, kVector, Tile::kSourceColumns - kBefore - kVector>(
+                plane, source_row, in.source_h, in.source_row_bytes, source_column, in.source_w, x);
 #pragma unroll
-            for (int m = 0; m < M; ++m) {
-              const bool inside = static_cast<unsigned>(row) < static_cast<unsigned>(in.source_h) &&
-                                  static_cast<unsigned>(q_w - m) < static_cast<unsigned>(in.source_w);
-              x[i][m] = inside ? static_cast<Sum>(plane[row * in.source_w + q_w - m]) : Sum(0);
+            for (int p = 0; p < kPlanes; ++p) {
+              if (d != taps[p].index) continue;
+              const Sum* w = channel_weights + taps[p].tap * (C * Tile::kWeights);
+              taps[p].index = --taps[p].count > 0 ? taps[p].index - depth.index_step : -1;
+              taps[p].tap += depth.tap_step;
+#pragma unroll
+              for (int c = 0; c < C; ++c) add_taps<Tile>(w + c * Tile::kWeights, x, sum[c][p]);
             }
-          }
+            plane = advanced(plane, -in.source_plane_bytes);
+          } while (--d >= last_plane);
+          volume = advanced(volume, in.depth.source * in.source_plane_bytes);
+          channel_weights += depth.kernel * (C * Tile::kWeights);
+        } while (++channel < in.channels.sources);
+        if (in.bias != nullptr) {
 #pragma unroll
           for (int c = 0; c < C; ++c) {
+            const Sum bias = c < channels.live ? static_cast<Sum>(in.bias[channels.bias + c]) : Sum(0);
 #pragma unroll
-            for (int j_h = 0; j_h < K; ++j_h) {
+            for (int i = 0; i < kPlanes * kRows; ++i) {
 #pragma unroll
-              for (int j_w = 0; j_w < K; ++j_w) {
+              for (int o = 0; o < kColumns; ++o) sum[c][i / kRows][i % kRows][o] += bias;
+            }
+          }
+        }
+        const int row = S * q_h - in.padding_h, column = S * q_w - in.padding_w + kPhase;
 #pragma unroll
-                for (int g = 0; g < kGroup; ++g) {
-                  sum[c][g * S + j_h % S][j_w % S] += w[j_h * K + j_w] * x[g + M - 1 - j_h / S][j_w / S];
+        for (int c = 0; c < C; ++c) {
+#pragma unroll
+          for (int p = 0; p < kPlanes; ++p) {
+            if constexpr (kVectors) {
+              T* to = plane_of(c, p) + (row * in.destination_w + column);
+#pragma unroll
+              for (int i = 0; i < kRows; ++i, to = advanced(to, in.destination_row_bytes)) {
+                const auto result = rounded<T>(sum[c][p][i]);
+                if (exists(p) && static_cast<unsigned>(row + i) < static_cast<unsigned>(in.destination_h)) {
+                  *reinterpret_cast<Elements<T, kColumns>*>(to) = result;
                 }
               }
+            } else {
+              // The rows' ends alone are looked at: there is room for the rows outside.
+              T* const to = made_at(c, p) + ((row - row_begin) * in.row_pitch + column - column_begin);
+              Elements<T, kColumns> results[kRows];
+#pragma unroll
+              for (int i = 0; i < kRows; ++i) results[i] = rounded<T>(sum[c][p][i]);
+#pragma unroll
+              for (int o = 0; o < kColumns; ++o) {
+                if (column + o < column_begin || column + o >= column_end) continue;
+#pragma unroll
+                for (int i = 0; i < kRows; ++i) to[i * in.row_pitch + o] = results[i].element[o];
+              }
             }
-            w += kWeights;
           }
         }
       }
-      const int column = S * q_w - in.padding_w;
-#pragma unroll
-      for (int c = 0; c < C; ++c) {
-        if (c >= channels.live) break;
-        const Sum bias = in.bias == nullptr ? Sum(0) : static_cast<Sum>(in.bias[channels.bias + c]);
-        T* const channel_tile = tile + c * in.tile_pitch + shift_of(run_of(c));
-#pragma unroll
-        for (int i = 0; i < kGroup * S; ++i) {
-          const int row = S * q_h - in.padding_h + i;
-          if (row < row_begin || row >= row_end) continue;
-          T* const to = channel_tile + (row - row_begin) * in.destination_w;
-          // Half of the warp begins with the other residue, so that the two halves meet different banks.
-#pragma unroll
-          for (int j = 0; j < S; ++j) {
-            const bool other = S == 2 && threadIdx.x % 32 >= 16;
-            const int at = column + (other ? S - 1 - j : j);
-            const Sum value = (other ? sum[c][i][S - 1 - j] : sum[c][i][j]) + bias;
-            if (static_cast<unsigned>(at) < static_cast<unsigned>(in.destination_w)) to[at] = static_cast<T>(value);
-          }
-        }
-      }
-    }
-    __syncthreads();
+      __syncthreads();
 
-    for (int c = 0; c < channels.live; ++c) {
-      T* const run = run_of(c);
-      const T* const channel_tile = tile + c * in.tile_pitch;
-      const int shift = shift_of(run);
-      for (int begin = static_cast<int>(threadIdx.x) * kVector; begin < shift + length; begin += blockDim.x * kVector) {
-        if (begin >= shift && begin + kVector <= shift + length) {
-          *reinterpret_cast<Vector<T>*>(run - shift + begin) =
-              *reinterpret_cast<const Vector<T>*>(channel_tile + begin);
-        } else {
-          for (int i = larger(begin, shift); i < smaller(begin + kVector, shift + length); ++i) {
-            run[i - shift] = channel_tile[i];
+      if constexpr (!kVectors) {
+        const bool whole_rows = in.column_tiles == 1;
+        const int segments = whole_rows ? 1 : row_end - row_begin;
+        const int length = whole_rows ? (row_end - row_begin) * in.destination_w : column_end - column_begin;
+#pragma unroll
+        for (int p = 0; p < kPlanes; ++p) {
+          for (int c = 0; exists(p) && c < channels.live; ++c) {
+            for (int segment = 0; segment < segments; ++segment) {
+              store_run(plane_of(c, p) + begin + segment * in.destination_w, made_at(c, p) + segment * in.row_pitch,
+                        length);
+            }
           }
         }
+        __syncthreads();
       }
     }
-    __syncthreads();
   }
 }
 
 // A block's shared memory for its outputs, and at most for its weights.
-constexpr int64_t kTileBytes = 36 * 1024, kWeightBytes = 12 * 1024;
+constexpr int64_t kRunBytes = 40 * 1024, kWeightBytes = 24 * 1024;
 
-// Whether the kernel takes the problem; its rows and weights must fit in shared memory.
-template <class T, int S, int K, int C>
-bool launch_upsample(const Problem& problem, UpsamplingArguments<T> arguments, cudaStream_t stream) {
-  constexpr int kGroup = 2, kWeights = (K * K + 3) / 4 * 4, kVector = 16 / sizeof(T);
-  arguments.channels = GroupChannels(problem, Operator::forward, C);
-  const int64_t weights = arguments.channels.sources * arguments.depth.axis.most_taps() * int64_t{C} * kWeights;
-  const int64_t group_bytes = int64_t{C} * kGroup * S * arguments.destination_w * static_cast<int64_t>(sizeof(T));
-  if (weights * static_cast<int64_t>(sizeof(Accumulator<T>)) > kWeightBytes || group_bytes > kTileBytes) return false;
-  arguments.weight_bytes = static_cast<size_t>(weights) * sizeof(Accumulator<T>);
-  arguments.first_h = arguments.padding_h / S;
-  arguments.first_w = arguments.padding_w / S;
-  arguments.groups = ((arguments.destination_h - 1 + arguments.padding_h) / S - arguments.first_h) / kGroup + 1;
-  arguments.columns = (arguments.destination_w - 1 + arguments.padding_w) / S - arguments.first_w + 1;
-  arguments.by_columns = Divisor<int32_t>(arguments.columns);
-  // Blocks of one size, of as many whole rows as may be.
-  const int most_groups = static_cast<int>(kTileBytes / group_bytes);
-  arguments.tiles = (arguments.groups + most_groups - 1) / most_groups;
-  arguments.tile_groups = (arguments.groups + arguments.tiles - 1) / arguments.tiles;
-  arguments.tiles = (arguments.groups + arguments.tile_groups - 1) / arguments.tile_groups;
-  arguments.tile_pitch =
-      (arguments.tile_groups * kGroup * S * arguments.destination_w + 2 * kVector - 2) / kVector * kVector;
-  arguments.blocks = problem.batch * arguments.channels.groups * arguments.channels.blocks *
-                     arguments.depth.destination * arguments.tiles;
-  const size_t shared_bytes = arguments.weight_bytes + C * arguments.tile_pitch * sizeof(T);
-  const int items = arguments.tile_groups * arguments.columns;
-  const int threads = std::clamp((items + 31) / 32 * 32, 32, kThreads);
-  launch("depthwise upsampling", upsample<T, S, K, C>, grid_of(arguments.blocks), threads, shared_bytes, stream,
-         arguments);
+// Whether the kernel takes the problem; its weights must fit in shared memory.
+template <class T, int S, int K, int C, bool kVectors>
+bool launch_upsample(const Problem& problem, UpsamplingArguments<T> in, cudaStream_t stream) {
+  using Tile = UpsamplingTile<T, S, K, C, kVectors>;
+  constexpr int kVector = 16 / sizeof(T);
+  const auto parts = [](int all, int most) { return (all + most - 1) / most; };
+  const auto share = [&](int all, int most) { return parts(all, parts(all, most)); };  // of equal parts
+  const int64_t weights = in.channels.sources * int64_t{in.depth.axis.kernel} * C * Tile::kWeights;
+  if (weights * static_cast<int64_t>(sizeof(Accumulator<T>)) > kWeightBytes) return false;
+  in.weight_bytes = static_cast<size_t>(weights) * sizeof(Accumulator<T>);
+  in.source_row_bytes = in.source_w * static_cast<int64_t>(sizeof(T));
+  in.source_plane_bytes = in.source_h * in.source_row_bytes;
+  in.destination_row_bytes = in.destination_w * static_cast<int64_t>(sizeof(T));
+  in.destination_plane_bytes = in.destination_h * in.destination_row_bytes;
+  in.first_h = in.padding_h / S;
+  in.first_w = in.padding_w / S;
+  in.plane_groups = parts(in.depth.destination + in.depth.axis.padding % Tile::kPlanes, Tile::kPlanes);
+  in.groups = parts(in.destination_h + in.padding_h % S, Tile::kRows);
+  in.columns = parts(in.destination_w + in.padding_w % S - Tile::kPhase, Tile::kColumns);
+  in.tile_columns = in.columns;
+  in.tile_groups = share(in.groups, std::max(kMostRounds * kThreads / in.columns, 1));
+  if constexpr (!kVectors) {
+    // As many whole rows as may be, or pieces of rows that are too long. The first run begins with a row outside.
+    const int most = static_cast<int>(kRunBytes / (C * Tile::kPlanes * static_cast<int64_t>(sizeof(T)))) - 3 * kVector;
+    in.tile_columns = share(in.columns, (most / (Tile::kRows + 1) - kVector) / Tile::kColumns);
+    in.row_pitch = in.destination_w;
+    if (in.tile_columns < in.columns) {
+      // Rows lie between vectors as in the volume.
+      const int pitch = in.tile_columns * Tile::kColumns;
+      in.row_pitch = pitch + (in.destination_w % kVector + kVector - pitch % kVector) % kVector;
+    }
+    in.tile_groups = share(in.groups, (most / in.row_pitch - 1) / Tile::kRows);
+    in.lead = parts(in.row_pitch, kVector) * kVector;
+    in.run_pitch = in.lead + parts(in.tile_groups * Tile::kRows * in.row_pitch + kVector, kVector) * kVector;
+  }
+  in.column_tiles = parts(in.columns, in.tile_columns);
+  in.tiles = in.column_tiles * parts(in.groups, in.tile_groups);
+  in.by_column_tiles = Divisor<int32_t>(in.column_tiles);
+  in.by_tiles = Divisor<int32_t>(in.tiles);
+  in.by_columns = Divisor<int32_t>(in.tile_columns);
+  const size_t run_bytes = kVectors ? 0 : static_cast<size_t>(C) * Tile::kPlanes * in.run_pitch * sizeof(T);
+  const int items = in.tile_groups * in.tile_columns;
+  const int threads = parts(parts(items, parts(items, kThreads)), 32) * 32;
+  launch("depthwise upsampling", upsample<T, S, K, C, kVectors>, in.channels.grid(in.plane_groups * in.tiles), threads,
+         in.weight_bytes + run_bytes, stream, in);
   return true;
+}
+
+template <class T, int S, int K, int C>
+bool launch_upsample(const Problem& problem, const UpsamplingArguments<T>& arguments, cudaStream_t stream) {
+  if constexpr (C == 1) {
+    using Tile = UpsamplingTile<T, S, K, C, true>;
+    constexpr int kSources = Tile::kColumns / S;
+    if (arguments.padding_w == Tile::kPhase && arguments.source_w % kSources == 0 &&
+        arguments.destination_w % Tile::kColumns == 0 && elements_past_vector(arguments.source) % kSources == 0 &&
+        elements_past_vector(arguments.destination) == 0) {
+      return launch_upsample<T, S, K, C, true>(problem, arguments, stream);
+    }
+  }
+  return launch_upsample<T, S, K, C, false>(problem, arguments, stream);
 }
 
 template <class T, int C>
@@ -334,31 +558,37 @@ struct Correlation {
     padding_w = padding(2);
   }
 
-  // Cuts the narrow volume into tiles of `rows` x `columns`, and its depth into chunks.
-  void cut(int rows, int columns) {
+  // Cuts the narrow volume's depth into chunks.
+  void cut_depth() {
     constexpr int kPlanes = 16;
-    width_tiles = (narrow_w + columns - 1) / columns;
-    tiles = width_tiles * ((narrow_h + rows - 1) / rows);
-    tile_blocks = (tiles + kWarps - 1) / kWarps;
     chunks = (narrow_d + kPlanes - 1) / kPlanes;
     planes = (narrow_d + chunks - 1) / chunks;
     chunks = (narrow_d + planes - 1) / planes;
+  }
+
+  // Cuts its planes into tiles of `rows` x `columns` as well.
+  void cut(int rows, int columns) {
+    cut_depth();
+    width_tiles = (narrow_w + columns - 1) / columns;
+    tiles = width_tiles * ((narrow_h + rows - 1) / rows);
+    tile_blocks = (tiles + kWarps - 1) / kWarps;
     by_width_tiles = Divisor<int32_t>(width_tiles);
   }
 };
 
-// How a warp walks through the volumes. Its lanes hold neighbouring segments of S wide columns: lane l those from
-// S * (first + l) - padding on. Narrow column q takes tap j from element j % S of segment q + j / S, so a warp holds
-// all that 33 - M narrow columns meet, and each of its lanes reads its own segment alone. Along height a lane has
-// kGroup narrow rows and the wide rows that they meet, and it goes down through the planes, from which it reads every
-// wide element once, for the M_D narrow planes that meet it.
-template <int S_D, int K_D, int S, int K, int C = 1>
+// A geometry that the kernels below are compiled for, with the taps of one residue, and how a warp walks through the
+// volumes for grad_weight. Its lanes hold neighbouring segments of S wide columns: lane l those from S * (first + l) -
+// padding on. Narrow column q takes tap j from element j % S of segment q + j / S, so a warp holds all that 33 - M
+// narrow columns meet, and each of its lanes reads its own segment alone. Along height a lane has kGroup narrow rows
+// and the wide rows that they meet, and it goes down through the planes, from which it reads every wide element once,
+// for the M_D narrow planes that meet it.
+template <int kDepthStride, int kDepthKernel, int kStride, int kKernel>
 struct Walk {
+  static constexpr int S_D = kDepthStride, K_D = kDepthKernel, S = kStride, K = kKernel;
   static constexpr int M_D = (K_D + S_D - 1) / S_D, M = (K + S - 1) / S;
-  static constexpr int kGroup = C > 1 ? 2 : 4;        // as registers allow
+  static constexpr int kGroup = 4;                    // as registers allow
   static constexpr int kRows = S * (kGroup - 1) + K;  // wide rows
   static constexpr int kColumns = 33 - M;             // narrow columns of a warp
-  static constexpr int kPitch = K <= 2 ? K : (K + 3) / 4 * 4;
 };
 
 // Where a warp's tile lies.
@@ -405,101 +635,163 @@ struct CorrelatingArguments {
   const T* bias;
   T* destination;  // the narrow volume
   bool reversed;
-  int64_t blocks;
+  int segments = 1, items = 1;  // those along the width, and for all groups of narrow rows
+  int tile_blocks = 1;          // blocks of a plane
+  Divisor<int32_t> by_segments, by_tile_blocks;
+  int64_t wide_row_bytes = 0, wide_plane_bytes = 0, narrow_row_bytes = 0, narrow_plane_bytes = 0;
 };
 
-// The narrow volume from the wide one. A lane adds up what its own segment gives to narrow columns q, q - 1, ...; the
-// lanes exchange these sums in the end. A block's 8 warps take neighbouring tiles of the same planes, so that the rows
-// they share come from the L1 cache, and every wide element from memory hardly more than once for each C channels.
-template <class T, int S_D, int K_D, int S, int K, int C>
-__global__ void __launch_bounds__(kThreads, resident_blocks<T>(S == 1                     ? (C == 1 ? 2 : 1)
-                                                               : C == 1 && sizeof(T) == 4 ? 3
-                                                                                          : 2))
+// What a lane makes of each plane: kGroup narrow rows, and of the width the sums that its own segment of kWide wide
+// columns gives to narrow columns kFirst to kLast, counted from its kColumns own ones. Segment u begins at wide column
+// kWide * u - padding, or, where kVectors tells that rows are vectors of segments, at kWide * u with a padding of
+// kPhase.
+template <class T, class Walk, int C, bool kVectors>
+struct CorrelatingTile {
+  static constexpr int kStride = Walk::S, kKernel = Walk::K;
+  static constexpr int kColumns = kVectors ? 8 / sizeof(T) : 1, kWide = kStride * kColumns;
+  static constexpr int kPhase = kVectors ? (kKernel - 1) / 2 : 0;
+  static constexpr int kFirst = -((kKernel - 1 - kPhase) / kStride), kLast = (kWide - 1 + kPhase) / kStride;
+  static constexpr int kSums = kLast - kFirst + 1;
+  // As registers allow, and as much for each lane to load at once.
+  static constexpr int kGroup =
+      std::max(2, std::min((sizeof(T) == 8 ? 16 : 40) / (C * Walk::M_D * kSums), kVectors ? 16 / kWide : 8));
+  static constexpr int kRows = kStride * (kGroup - 1) + kKernel;  // wide rows
+  // Lanes that only give to those behind or before them, and the others.
+  static constexpr int kBefore = kLast / kColumns, kAfter = (kColumns - 1 - kFirst) / kColumns;
+  static constexpr int kLanes = 32 - kBefore - kAfter;
+  static constexpr int kPitch = kKernel <= 2 ? kKernel : (kKernel + 3) / 4 * 4;  // of a row of weights
+  static constexpr int kWeights = Walk::K_D * kKernel * kPitch;                  // of a pair of channels
+};
+
+// What a segment's rows give to the sums of one narrow plane.
+template <class Tile, class Sum>
+__device__ __forceinline__ void give_taps(const Sum* weights, const Sum (&wide)[Tile::kRows][Tile::kWide],
+                                          Sum (&sum)[Tile::kGroup][Tile::kSums]) {
+  constexpr int S = Tile::kStride, K = Tile::kKernel, kPhase = Tile::kPhase;
+#pragma unroll
+  for (int j_h = 0; j_h < K; ++j_h) {
+#pragma unroll
+    for (int j_w = 0; j_w < K; ++j_w) {
+#pragma unroll
+      for (int b = 0; b < Tile::kGroup; ++b) {
+#pragma unroll
+        for (int e = (j_w + S * K - kPhase) % S; e < Tile::kWide; e += S) {
+          sum[b][(e + kPhase - j_w) / S - Tile::kFirst] += weights[j_h * Tile::kPitch + j_w] * wide[S * b + j_h][e];
+        }
+      }
+    }
+  }
+}
+
+// The narrow volume from the wide one. The segments of all rows follow one another, and neighbouring lanes have
+// neighbouring ones, 16 bytes each if kVectors: a lane adds up what its own segment gives to the narrow columns around
+// it, and the lanes exchange these sums in the end. Lanes go down through the planes and read every wide element of
+// their rows once, for the M_D narrow planes that meet it; the rows that groups share come from the L1 cache, and so
+// every wide element from memory hardly more than once for each C channels. Bound by memory where there are few taps,
+// else by the instructions, which multiply for the most part.
+template <class T, class Walk, int C, bool kVectors>
+__global__ void __launch_bounds__(kThreads, resident_blocks<T>(Walk::S == 1 && C > 1 ? 1 : 2))
     correlate(const __grid_constant__ CorrelatingArguments<T> in) {
   using Sum = Accumulator<T>;
-  using Shape = Walk<S_D, K_D, S, K, C>;
-  constexpr int M_D = Shape::M_D, M = Shape::M, kGroup = Shape::kGroup;
-  constexpr int kTaps = K_D * K * K, kWeights = K_D * K * Shape::kPitch;  // of a pair of channels
+  using Tile = CorrelatingTile<T, Walk, C, kVectors>;
+  constexpr int S_D = Walk::S_D, K_D = Walk::K_D, M_D = Walk::M_D, S = Walk::S, K = Walk::K;
+  constexpr int kGroup = Tile::kGroup, kColumns = Tile::kColumns, kWide = Tile::kWide, kTaps = K_D * K * K;
+  constexpr int kFirst = Tile::kFirst;
   extern __shared__ __align__(16) unsigned char shared[];
   Sum* const weights = reinterpret_cast<Sum*>(shared);  // source channel, then destination channel
   const Correlation& shape = in.shape;
-  const int64_t wide_plane = static_cast<int64_t>(shape.wide_h) * shape.wide_w;
-  const int64_t narrow_plane = static_cast<int64_t>(shape.narrow_h) * shape.narrow_w;
-  for (int64_t block = blockIdx.x; block < in.blocks; block += gridDim.x) {
-    int64_t rest = block / shape.tile_blocks;
-    const int tile = static_cast<int>(block - rest * shape.tile_blocks) * kWarps + static_cast<int>(threadIdx.x / 32);
-    const int64_t which = rest / shape.chunks;
-    const int begin = static_cast<int>(rest - which * shape.chunks) * shape.planes;
-    const int end = smaller(begin + shape.planes, shape.narrow_d);
-    const ChannelShare channels(in.channels, which, C);
-    __syncthreads();
-    for (int i = threadIdx.x; i < in.channels.sources * C * kTaps; i += kThreads) {
-      const int tap = i % kTaps, c = i / kTaps % C, source = i / kTaps / C;
-      Sum w = 0;
-      if (c < channels.live) {
-        w = static_cast<Sum>(in.weight[channels.weight + source * in.channels.weight_source +
-                                       c * in.channels.weight_destination + (in.reversed ? kTaps - 1 - tap : tap)]);
-      }
-      weights[i / kTaps * kWeights + tap / K * Shape::kPitch + tap % K] = w;
-    }
-    __syncthreads();
-    if (tile >= shape.tiles) continue;
-    const TilePosition at = tile_position<Shape, S>(shape, tile);
-    const int64_t wide_volume = shape.wide_d * wide_plane, narrow_volume = shape.narrow_d * narrow_plane;
-    const T* const source = in.source + channels.source * wide_volume;
-    T* const destination = in.destination + channels.destination * narrow_volume;
-    const bool stores = threadIdx.x % 32 < Shape::kColumns && at.column < shape.narrow_w;
+  const int chunk = in.by_tile_blocks.quotient(static_cast<int>(blockIdx.x));
+  const int begin = chunk * shape.planes, end = smaller(begin + shape.planes, shape.narrow_d);
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int tile = (static_cast<int>(blockIdx.x) - chunk * in.tile_blocks) * static_cast<int>(blockDim.x / 32) +
+                   static_cast<int>(threadIdx.x / 32);
+  const bool idle = tile * Tile::kLanes >= in.items;  // the whole warp
+  const int item = tile * Tile::kLanes - Tile::kBefore + lane;
+  const bool lives = item >= 0 && item < in.items;
+  const int group = in.by_segments.quotient(lives ? item : 0);
+  const int segment = (lives ? item : 0) - group * in.segments;
+  const int row = group * kGroup, column = segment * kColumns;
+  const int wide_row = S * row - shape.padding_h, wide_column = kWide * segment - (kVectors ? 0 : shape.padding_w);
+  const bool stores = lives && lane >= Tile::kBefore && lane < Tile::kBefore + Tile::kLanes && column < shape.narrow_w;
 
-    Sum sum[C][M_D][kGroup][M] = {};  // of narrow plane m - a, row b and column `at.column` - s
-    for (int m = begin; m < end + M_D - 1; ++m) {
+  for (int64_t sample = blockIdx.z; sample < in.channels.samples; sample += gridDim.z) {
+    for (int which = blockIdx.y; which < in.channels.blocks; which += gridDim.y) {
+      const ChannelShare channels(in.channels, sample, which, C);
+      __syncthreads();
+      for_weights<C>(in.channels, channels, in.weight, kTaps, [&](int source, int c, int tap, Sum w) {
+        const int at = in.reversed ? kTaps - 1 - tap : tap;
+        weights[(source * C + c) * Tile::kWeights + at / K * Tile::kPitch + at % K] = w;
+      });
+      __syncthreads();
+      if (idle) continue;
+      const T* plane_from =
+          advanced(in.source, (channels.source * shape.wide_d + S_D * begin - shape.padding_d) * in.wide_plane_bytes +
+                                  wide_row * in.wide_row_bytes) +
+          wide_column;
+      T* to = advanced(in.destination, (channels.destination * shape.narrow_d + begin) * in.narrow_plane_bytes +
+                                           row * in.narrow_row_bytes) +
+              column;
+
+      Sum sum[C][M_D][kGroup][Tile::kSums] = {};  // of narrow plane m - a
+      for (int m = begin; m < end + M_D - 1; ++m) {
 #pragma unroll 1
-      for (int e_d = 0; e_d < S_D; ++e_d) {
-        const int plane = S_D * m - shape.padding_d + e_d;
-        if (static_cast<unsigned>(plane) >= static_cast<unsigned>(shape.wide_d)) continue;
-        const Sum* w = weights;
+        for (int e_d = 0; e_d < S_D; ++e_d, plane_from = advanced(plane_from, in.wide_plane_bytes)) {
+          const int plane = S_D * m - shape.padding_d + e_d;
+          if (static_cast<unsigned>(plane) >= static_cast<unsigned>(shape.wide_d)) continue;
+          const Sum* w = weights + e_d * K * Tile::kPitch;
+          const T* from = plane_from;
 #pragma unroll 1
-        for (int channel = 0; channel < in.channels.sources; ++channel) {
-          Sum wide[Shape::kRows][S];
-          load_wide<T, Shape, S>(shape, at, source + channel * wide_volume + plane * wide_plane, wide);
+          for (int channel = 0; channel < in.channels.sources; ++channel) {
+            Sum wide[Tile::kRows][kWide];
+            // Vectors lie inside.
+            load_rows<0, kVectors ? kWide : 1, kVectors ? 0 : S - 1>(from, wide_row, shape.wide_h, in.wide_row_bytes,
+                                                                     kVectors ? 0 : wide_column,
+                                                                     kVectors ? kWide : shape.wide_w, wide);
+            from = advanced(from, shape.wide_d * in.wide_plane_bytes);
 #pragma unroll
-          for (int c = 0; c < C; ++c, w += kWeights) {
+            for (int c = 0; c < C; ++c, w += Tile::kWeights) {
 #pragma unroll
-            for (int a = 0; a < M_D; ++a) {
-              if (e_d + S_D * a >= K_D) continue;
-#pragma unroll
-              for (int j_h = 0; j_h < K; ++j_h) {
-#pragma unroll
-                for (int j_w = 0; j_w < K; ++j_w) {
-                  const Sum factor = w[((e_d + S_D * a) * K + j_h) * Shape::kPitch + j_w];
-#pragma unroll
-                  for (int b = 0; b < kGroup; ++b) sum[c][a][b][j_w / S] += factor * wide[S * b + j_h][j_w % S];
-                }
+              for (int a = 0; a < M_D; ++a) {
+                if (e_d + S_D * a < K_D) give_taps<Tile>(w + S_D * a * K * Tile::kPitch, wide, sum[c][a]);
               }
             }
           }
         }
-      }
-      // Narrow plane m - (M_D - 1) is complete.
+        // Narrow plane m - (M_D - 1) is complete.
+        const bool complete = m - (M_D - 1) >= begin;
 #pragma unroll
-      for (int c = 0; c < C; ++c) {
-        const bool live = m - (M_D - 1) >= begin && stores && c < channels.live;
-        const Sum bias =
-            in.bias == nullptr || c >= channels.live ? Sum(0) : static_cast<Sum>(in.bias[channels.bias + c]);
-        T* const row = destination + c * narrow_volume + (m - (M_D - 1)) * narrow_plane +
-                       static_cast<int64_t>(at.row) * shape.narrow_w + at.column;
+        for (int c = 0; c < C; ++c) {
+          const bool live = complete && stores && c < channels.live;
+          const Sum bias =
+              in.bias == nullptr || c >= channels.live ? Sum(0) : static_cast<Sum>(in.bias[channels.bias + c]);
+          T* row_to = advanced(to, int64_t{c} * shape.narrow_d * in.narrow_plane_bytes);
 #pragma unroll
-        for (int b = 0; b < kGroup; ++b) {
-          Sum result = sum[c][M_D - 1][b][0] + bias;
+          for (int b = 0; b < kGroup; ++b, row_to = advanced(row_to, in.narrow_row_bytes)) {
+            Sum result[kColumns];
 #pragma unroll
-          for (int s = 1; s < M; ++s) result += __shfl_down_sync(0xffffffffu, sum[c][M_D - 1][b][s], s);
-          if (live && at.row + b < shape.narrow_h) row[b * shape.narrow_w] = static_cast<T>(result);
+            for (int i = 0; i < kColumns; ++i) result[i] = sum[c][M_D - 1][b][i - kFirst] + bias;
 #pragma unroll
-          for (int s = 0; s < M; ++s) {
+            for (int i = kFirst; i <= Tile::kLast; ++i) {
+              if (i >= 0 && i < kColumns) continue;
+              const int step = i < 0 ? -((kColumns - 1 - i) / kColumns) : i / kColumns;  // from lane to lane
+              const Sum given = __shfl_sync(0xffffffffu, sum[c][M_D - 1][b][i - kFirst], (lane - step) & 31);
+              // Without vectors there are segments beyond the last column, so that no row meets the next one.
+              const bool same_row =
+                  !kVectors || static_cast<unsigned>(segment - step) < static_cast<unsigned>(in.segments);
+              result[i - step * kColumns] += same_row ? given : Sum(0);
+            }
+            if (live && row + b < shape.narrow_h) {
+              *reinterpret_cast<Elements<T, kColumns>*>(row_to) = rounded<T>(result);
+            }
 #pragma unroll
-            for (int a = M_D - 1; a > 0; --a) sum[c][a][b][s] = sum[c][a - 1][b][s];
-            sum[c][0][b][s] = 0;
+            for (int i = 0; i < Tile::kSums; ++i) {
+#pragma unroll
+              for (int a = M_D - 1; a > 0; --a) sum[c][a][b][i] = sum[c][a - 1][b][i];
+              sum[c][0][b][i] = 0;
+            }
           }
         }
+        if (complete) to = advanced(to, in.narrow_plane_bytes);
       }
     }
   }
@@ -614,7 +906,7 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(K_D * K * K > 32 
 
 // Calls use(Walk) for the geometries that the walk is compiled for; false for
 // others.
-template <int C, class Use>
+template <class Use>
 bool with_walk(const Problem& problem, const Use& use) {
   if (problem.layout != Layout::ncdhw) return false;
   for (int axis = 0; axis < 3; ++axis) {
@@ -626,10 +918,10 @@ bool with_walk(const Problem& problem, const Use& use) {
   const auto is = [&](int64_t stride, int64_t kernel) {
     return problem.stride[0] == stride && problem.kernel[0] == kernel;
   };
-  if (is(2, 2)) return use(Walk<2, 2, 2, 2, C>());
-  if (is(2, 3)) return use(Walk<2, 3, 2, 3, C>());
-  if (is(2, 4)) return use(Walk<2, 4, 2, 4, C>());
-  if (is(1, 3)) return use(Walk<1, 3, 1, 3, C>());
+  if (is(2, 2)) return use(Walk<2, 2, 2, 2>());
+  if (is(2, 3)) return use(Walk<2, 3, 2, 3>());
+  if (is(2, 4)) return use(Walk<2, 4, 2, 4>());
+  if (is(1, 3)) return use(Walk<1, 3, 1, 3>());
   return false;
 }
 
@@ -637,17 +929,28 @@ bool with_walk(const Problem& problem, const Use& use) {
 constexpr int kMostProducts = 1024;
 
 // Whether the kernel takes the problem; its weights must fit in shared memory.
-template <class T, int S_D, int K_D, int S, int K, int C>
-bool launch_correlate(Walk<S_D, K_D, S, K, C>, CorrelatingArguments<T> arguments, int64_t batch, cudaStream_t stream) {
-  using Shape = Walk<S_D, K_D, S, K, C>;
+template <class T, class Walk, int C, bool kVectors>
+bool launch_correlate(CorrelatingArguments<T> in, cudaStream_t stream) {
+  using Tile = CorrelatingTile<T, Walk, C, kVectors>;
   const int64_t weight_bytes =
-      int64_t{arguments.channels.sources} * C * K_D * K * Shape::kPitch * static_cast<int64_t>(sizeof(Accumulator<T>));
-  if (weight_bytes > kWeightBytes || arguments.channels.sources * K_D * K * K > kMostProducts) return false;
-  arguments.shape.cut(Shape::kGroup, Shape::kColumns);
-  arguments.blocks = batch * arguments.channels.groups * arguments.channels.blocks * arguments.shape.chunks *
-                     arguments.shape.tile_blocks;
-  launch("depthwise correlation", correlate<T, S_D, K_D, S, K, C>, grid_of(arguments.blocks), kThreads,
-         static_cast<size_t>(weight_bytes), stream, arguments);
+      int64_t{in.channels.sources} * C * Tile::kWeights * static_cast<int64_t>(sizeof(Accumulator<T>));
+  if (weight_bytes > kWeightBytes || in.channels.sources * Walk::K_D * Walk::K * Walk::K > kMostProducts) return false;
+  in.shape.cut_depth();
+  const Correlation& shape = in.shape;
+  in.segments = kVectors ? shape.narrow_w / Tile::kColumns : shape.narrow_w + Tile::kAfter;
+  in.by_segments = Divisor<int32_t>(in.segments);
+  in.items = (shape.narrow_h + Tile::kGroup - 1) / Tile::kGroup * in.segments;
+  const int tiles = (in.items + Tile::kLanes - 1) / Tile::kLanes;
+  in.tile_blocks = (tiles + kWarps - 1) / kWarps;
+  in.by_tile_blocks = Divisor<int32_t>(in.tile_blocks);
+  const int warps = (tiles + in.tile_blocks - 1) / in.tile_blocks;
+  in.wide_row_bytes = shape.wide_w * static_cast<int64_t>(sizeof(T));
+  in.wide_plane_bytes = shape.wide_h * in.wide_row_bytes;
+  in.narrow_row_bytes = shape.narrow_w * static_cast<int64_t>(sizeof(T));
+  in.narrow_plane_bytes = shape.narrow_h * in.narrow_row_bytes;
+  launch("depthwise correlation", correlate<T, Walk, C, kVectors>,
+         in.channels.grid(static_cast<int64_t>(shape.chunks) * in.tile_blocks), warps * 32,
+         static_cast<size_t>(weight_bytes), stream, in);
   return true;
 }
 
@@ -656,9 +959,22 @@ bool correlate(const Problem& problem, Operator op, const T* source, const T* we
                cudaStream_t stream) {
   const bool reversed = op == Operator::forward;
   if (reversed && problem.stride[0] != 1) return false;
-  CorrelatingArguments<T> arguments{
-      Correlation(problem, reversed), GroupChannels(problem, op, C), source, weight, bias, destination, reversed, 0};
-  return with_walk<C>(problem, [&](auto walk) { return launch_correlate<T>(walk, arguments, problem.batch, stream); });
+  const CorrelatingArguments<T> arguments{
+      Correlation(problem, reversed), GroupChannels(problem, op, C), source, weight, bias, destination, reversed};
+  return with_walk(problem, [&](auto walk) {
+    using Shape = decltype(walk);
+    if constexpr (C == 1) {
+      using Tile = CorrelatingTile<T, Shape, C, true>;
+      const Correlation& shape = arguments.shape;
+      if (shape.padding_w == Tile::kPhase && shape.wide_w == Shape::S * shape.narrow_w &&
+          shape.narrow_w % Tile::kColumns == 0 &&
+          reinterpret_cast<uintptr_t>(source) % (Tile::kWide * sizeof(T)) == 0 &&
+          reinterpret_cast<uintptr_t>(destination) % (Tile::kColumns * sizeof(T)) == 0) {
+        return launch_correlate<T, Shape, C, true>(arguments, stream);
+      }
+    }
+    return launch_correlate<T, Shape, C, false>(arguments, stream);
+  });
 }
 
 template <class T, int S_D, int K_D, int S, int K>
@@ -679,17 +995,11 @@ bool correlate_reduce(const Problem& problem, int64_t parts, const T* grad_outpu
                       Accumulator<T>* partials, cudaStream_t stream) {
   CorrelationReduceArguments<T> arguments{Correlation(problem, false), grad_output, input, partials, 0, 0, 0,
                                           problem.weight_elements()};
-  return with_walk<1>(
+  return with_walk(
       problem, [&](auto walk) { return launch_correlate_reduce<T>(walk, arguments, problem.batch, parts, stream); });
 }
 
 // ---- every other geometry, and NDHWC -------------------------------------------------------------------------------
-
-// Neighbouring elements that a thread loads or stores at once.
-template <class T, int Width>
-struct alignas(sizeof(T) * Width) Elements {
-  T element[Width];
-};
 
 // How blocks share out the channels: one by one in NCDHW, else as many as keep whole warps busy.
 struct ChannelBlocks {
