@@ -45,12 +45,15 @@ inline constexpr uint8_t kSetsOf4[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13
 inline constexpr uint8_t kSetsOf8[] = {1,  2,   4,  8,   16, 32,  64, 128, 3,   12, 48, 192, 5,  10,  80,  160, 17, 34,
                                        68, 136, 15, 240, 51, 204, 85, 170, 255, 7,  14, 28,  56, 112, 224, 6,   24, 96};
 
-// Warpgroups that load for two that multiply: more than two where sums leave them registers, and where there is one
-// slot, as in grad_input with a stride, which loads much for each product. Loading is bound by instructions that wait
-// for each other: kb73's grad_input takes 0.82 ms with four, 1.14 with two.
+// Warpgroups that load for two that multiply. Loading is bound by instructions that wait for each other, so that more
+// warps help where much is loaded for each product, as in grad_input with a stride, which one slot serves, and where
+// columns are few; if sums leave them registers. kb73's grad_input takes 0.84 ms with four, 1.14 with two; kb58 and
+// kb68, of two slots, 5 and 8 % more with three.
 constexpr int loading_warpgroups(const GatherConfiguration& configuration) {
-  if (configuration.slots > 1 || configuration.columns > 64 || configuration.exact) return 2;
-  return configuration.columns > 32 ? 3 : 4;
+  const int sums = configuration.slots * configuration.columns * configuration.row_blocks / 2;
+  const bool loads_much = configuration.slots == 1 || (configuration.slots == 8 && configuration.columns == 8);
+  if (!loads_much || sums > 64 || configuration.exact) return 2;
+  return sums > 32 ? 3 : 4;
 }
 
 // Units that one step has at most: its products hide what a warp does between two steps, but its fragments, two steps'
