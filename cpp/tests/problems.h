@@ -67,27 +67,38 @@ inline std::vector<NamedProblem> problems() {
   };
 }
 
-// A problem of a size as networks have them.
+inline bool is_valid(const Problem& problem) {
+  try {
+    problem.validate();
+    return true;
+  } catch (const InvalidProblem&) {
+    return false;
+  }
+}
+
+// A valid problem of a size as networks have them.
 inline NamedProblem draw(std::mt19937& random) {
   const auto pick = [&random](std::initializer_list<int> values) { return values.begin()[random() % values.size()]; };
   NamedProblem drawn = problems()[0];
   Problem& problem = drawn.problem;
-  problem = Problem();
-  problem.groups = pick({1, 1, 1, 2, 4});
-  problem.batch = pick({1, 2, 4});
-  problem.in_channels = problem.groups * pick({3, 8, 16, 32, 48, 64, 128, 256});
-  problem.out_channels = problem.groups * pick({1, 3, 8, 16, 24, 32, 48, 64, 128});
-  const bool is_cubic = random() % 2 == 0;
-  for (int axis = 0; axis < 3; ++axis) {
-    problem.stride[axis] = is_cubic && axis > 0 ? problem.stride[0] : pick({1, 1, 2, 2, 2, 3, 4});
-    problem.kernel[axis] = is_cubic && axis > 0 ? problem.kernel[0] : pick({1, 2, 3, 3, 4, 5});
-    problem.dilation[axis] = pick({1, 1, 1, 2});
-    problem.padding[axis] = pick({0, 1});
-    problem.input[axis] = pick({4, 7, 8, 16, 31, 32, 64});
-  }
-  problem.dtype = pick({0, 0, 1}) != 0 ? DataType::bfloat16 : DataType::float32;
-  problem.precision = random() % 2 == 0 ? Precision::ieee : Precision::tf32;
-  problem.layout = random() % 2 == 0 ? Layout::ndhwc : Layout::ncdhw;
+  do {
+    problem = Problem();
+    problem.groups = pick({1, 1, 1, 2, 4});
+    problem.batch = pick({1, 2, 4});
+    problem.in_channels = problem.groups * pick({3, 8, 16, 32, 48, 64, 128, 256});
+    problem.out_channels = problem.groups * pick({1, 3, 8, 16, 24, 32, 48, 64, 128});
+    const bool is_cubic = random() % 2 == 0;
+    for (int axis = 0; axis < 3; ++axis) {
+      problem.stride[axis] = is_cubic && axis > 0 ? problem.stride[0] : pick({1, 1, 2, 2, 2, 3, 4});
+      problem.kernel[axis] = is_cubic && axis > 0 ? problem.kernel[0] : pick({1, 2, 3, 3, 4, 5});
+      problem.dilation[axis] = pick({1, 1, 1, 2});
+      problem.padding[axis] = pick({0, 1});
+      problem.input[axis] = pick({4, 7, 8, 16, 31, 32, 64});
+    }
+    problem.dtype = pick({0, 0, 1}) != 0 ? DataType::bfloat16 : DataType::float32;
+    problem.precision = random() % 2 == 0 ? Precision::ieee : Precision::tf32;
+    problem.layout = random() % 2 == 0 ? Layout::ndhwc : Layout::ncdhw;
+  } while (!is_valid(problem));
   return drawn;
 }
 
