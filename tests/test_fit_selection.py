@@ -52,6 +52,19 @@ def rates(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
     return described
 
 
+@pytest.fixture
+def use_table(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], Path]:
+    """Has the script read and write a table of its own, which begins with these classes."""
+
+    def use(classes: dict[str, Any]) -> Path:
+        table = tmp_path / "costs.json"
+        table.write_text(json.dumps({"format": 1, "classes": classes}))
+        monkeypatch.setattr(script, "TABLE", table)
+        return table
+
+    return use
+
+
 def made_up(problem: Problem, algorithm: str) -> float:
     """Milliseconds: native is slow where there are groups, gemm by its columns, direct where channels are many."""
     moving, multiplying = problem.tensor_bytes / 4e12, problem.operations / 3e14
@@ -94,12 +107,11 @@ def test_fit_finds_the_rule_behind_measurements(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    use_table: Callable[[dict[str, Any]], Path],
 ) -> None:
     """On layers that it has not seen, although each time is 3 % off; and the table is for this class alone."""
     monkeypatch.setattr(script, "REACHES", (24.0,))
-    table = tmp_path / "costs.json"
-    table.write_text(json.dumps({"format": 1, "classes": {"other": {**rates, "fits": {}, "measured": []}}}))
-    monkeypatch.setattr(script, "TABLE", table)
+    table = use_table({"other": {**rates, "fits": {}, "measured": []}})
     measured = tmp_path / "measured.jsonl"
     write_measurements(script, rates, measured, count=260, noise=0.03)
     with measured.open("a") as file:
@@ -148,13 +160,12 @@ def test_plans_of_direct_are_fitted_by_a_clock(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    use_table: Callable[[dict[str, Any]], Path],
 ) -> None:
     """The rate by which they expect what was measured; other families of kernels take what they took on average."""
     monkeypatch.setattr(script, "REACHES", (6.0,))
-    table = tmp_path / "costs.json"
     # The measurements do not say what the class in the table does.
-    table.write_text(json.dumps({"format": 1, "classes": {"made up": {"shared_memory": 228 << 10}}}))
-    monkeypatch.setattr(script, "TABLE", table)
+    table = use_table({"made up": {"shared_memory": 228 << 10}})
     plan = script.planner_of({**rates, "shared_memory": 228 << 10})
     assert plan is not None
 
