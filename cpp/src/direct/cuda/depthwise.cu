@@ -904,8 +904,7 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(K_D * K * K > 32 
   }
 }
 
-// Calls use(Walk) for the geometries that the walk is compiled for; false for
-// others.
+// Calls use(Walk) for the geometries that the walk is compiled for; false for others.
 template <class Use>
 bool with_walk(const Problem& problem, const Use& use) {
   if (problem.layout != Layout::ncdhw) return false;
