@@ -370,9 +370,8 @@ double written_run(const Problem& problem, const Axes& axes, const PipelinedGath
 }
 
 // Batches of 16 words that one thread loads of a stage, see SourceLoader.
-int batches_of_stage(const PipelinedGather& gather, SourceLoads loads, int64_t element_bytes) {
-  const int units = loads == SourceLoads::vectors || element_bytes == 4 ? 4 : 2;
-  return ceil_divide(gather.thread_units(loads), units);
+int batches_of_stage(const PipelinedGather& gather, SourceLoads loads, int element_bytes) {
+  return ceil_divide(gather.thread_units(loads), units_of_batch(loads, element_bytes));
 }
 
 // What one choice of kernel and tile costs, in cycles of the whole machine. The constants are fitted to 3710 measured
@@ -395,7 +394,8 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
   const int product_columns = gather.columns * gather.band();
   const double fragment = is_spread(gather) ? 21 : 21 + 16 * std::min(1.0, 7.0 / gather.tile[2]);  // cycles
   const SourceLoads source = source_loads(problem, op, gather, 0);
-  const auto batches = static_cast<double>(batches_of_stage(gather, source, gather_element_bytes(problem)));
+  const auto batches =
+      static_cast<double>(batches_of_stage(gather, source, static_cast<int>(gather_element_bytes(problem))));
   // Beside other loading warps each is slower.
   const double beside = gather.loading > gather.warpgroups ? 1.08 : 1;
   const double batch = beside * (source == SourceLoads::vectors ? 1636

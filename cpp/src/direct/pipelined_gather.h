@@ -45,12 +45,17 @@ inline constexpr uint8_t kSetsOf4[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13
 inline constexpr uint8_t kSetsOf8[] = {1,  2,   4,  8,   16, 32,  64, 128, 3,   12, 48, 192, 5,  10,  80,  160, 17, 34,
                                        68, 136, 15, 240, 51, 204, 85, 170, 255, 7,  14, 28,  56, 112, 224, 6,   24, 96};
 
+// Registers of a thread that hold sums; the exact kernels' have twice as many.
+constexpr int sums_of_thread(const GatherConfiguration& configuration) {
+  return configuration.slots * configuration.columns * configuration.row_blocks / 2;
+}
+
 // Warpgroups that load for two that multiply. Loading is bound by instructions that wait for each other, so that more
 // warps help where much is loaded for each product, as in grad_input with a stride, which one slot serves, and where
 // columns are few; if sums leave them registers. kb73's grad_input takes 0.84 ms with four, 1.14 with two; kb58 and
 // kb68, of two slots, 5 and 8 % more with three.
 constexpr int loading_warpgroups(const GatherConfiguration& configuration) {
-  const int sums = configuration.slots * configuration.columns * configuration.row_blocks / 2;
+  const int sums = sums_of_thread(configuration);
   const bool loads_much = configuration.slots == 1 || (configuration.slots == 8 && configuration.columns == 8);
   if (!loads_much || sums > 64 || configuration.exact) return 2;
   return sums > 32 ? 3 : 4;
@@ -62,7 +67,7 @@ constexpr int loading_warpgroups(const GatherConfiguration& configuration) {
 constexpr int kMaximumUnitsOfStep = 4;
 constexpr int units_together(const GatherConfiguration& configuration) {
   if (configuration.exact) return 1;
-  const int sums = configuration.slots * configuration.columns * configuration.row_blocks / 2;
+  const int sums = sums_of_thread(configuration);
   const int bands = configuration.slots / band_slots(configuration.slots, configuration.columns);
   return bands <= 2 && sums <= 96 && loading_warpgroups(configuration) == 2 ? kMaximumUnitsOfStep : 2;
 }
@@ -118,6 +123,10 @@ struct PipelinedTables {
 enum class SourceLoads { vectors, pairs, elements };
 // Chunks of 16 bytes of channels of one cell that one thread takes.
 constexpr int chunks_together(SourceLoads loads) { return loads == SourceLoads::vectors ? 1 : 2; }
+// Units (see PipelinedGather::thread_units) in a batch, which is 16 loaded words.
+constexpr int units_of_batch(SourceLoads loads, int element_bytes) {
+  return loads == SourceLoads::vectors || element_bytes == 4 ? 4 : 2;
+}
 
 struct PipelinedGather {
   // Which kernel: an entry of kPipelinedGathers, with so many warpgroups that multiply.

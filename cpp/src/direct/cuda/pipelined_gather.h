@@ -57,7 +57,7 @@ CONVT3D_HOST_DEVICE constexpr int loading_registers(int loading_warpgroups) {
   return loading_warpgroups == 2 ? 64 : 72;
 }
 CONVT3D_HOST_DEVICE constexpr int multiplying_registers(int loading_warpgroups) {
-  const int warpgroups = 2 + loading_warpgroups, launched = 512 / warpgroups / 8 * 8;
+  const int warpgroups = 2 + loading_warpgroups, launched = 65536 / (128 * warpgroups) / 8 * 8;
   return (launched * warpgroups - loading_registers(loading_warpgroups) * loading_warpgroups) / 2 / 8 * 8;
 }
 static_assert(multiplying_registers(2) == 192 && multiplying_registers(3) == 128 && multiplying_registers(4) == 96);
@@ -162,7 +162,7 @@ class SourceLoader {
   // Units as loaded, so that nothing waits for them before they are stored.
   template <SourceLoads kLoads>
   struct Batch {
-    static constexpr int kWords = kLoads == SourceLoads::vectors ? 4 : kUnitChannels, kUnits = 16 / kWords;
+    static constexpr int kUnits = units_of_batch(kLoads, sizeof(T)), kWords = 16 / kUnits;
     uint32_t words[kUnits][kWords];  // of pairs, the lower half is the former position's
   };
   struct Piece {
@@ -939,10 +939,10 @@ class Multiplier {
 
 // Warpgroups that load for two that multiply.
 template <int kSlots, int kColumns, int kRowBlocks, bool kExact>
-constexpr int kLoading = loading_warpgroups({kSlots, kColumns, kRowBlocks, kExact});
+constexpr int kLoadingWarpgroups = loading_warpgroups({kSlots, kColumns, kRowBlocks, kExact});
 
 template <class T, int kSlots, int kColumns, int kRowBlocks, bool kExact>
-__global__ void __launch_bounds__(128 * (2 + kLoading<kSlots, kColumns, kRowBlocks, kExact>), 1)
+__global__ void __launch_bounds__(128 * (2 + kLoadingWarpgroups<kSlots, kColumns, kRowBlocks, kExact>), 1)
     gather_pipelined_kernel(const __grid_constant__ PipelinedArguments<T> arguments) {
 #if CONVT3D_HAS_WGMMA
   extern __shared__ __align__(128) unsigned char shared[];
@@ -962,12 +962,12 @@ __global__ void __launch_bounds__(128 * (2 + kLoading<kSlots, kColumns, kRowBloc
     ptx::fence_shared_for_wgmma();
   }
   __syncthreads();
-  constexpr int kWarpgroups = kLoading<kSlots, kColumns, kRowBlocks, kExact>;
+  constexpr int kLoading = kLoadingWarpgroups<kSlots, kColumns, kRowBlocks, kExact>;
   if (thread < 0) {
-    ptx::claim_registers<multiplying_registers(kWarpgroups)>();
+    ptx::claim_registers<multiplying_registers(kLoading)>();
     Multiplier<T, kSlots, kColumns, kRowBlocks, kExact>(arguments, memory).run();
   } else {
-    ptx::give_up_registers<loading_registers(kWarpgroups)>();
+    ptx::give_up_registers<loading_registers(kLoading)>();
     if (thread < source_threads) {
       constexpr bool kRounds = sizeof(T) == 4 && !kExact, kWatches = band_slots(kSlots, kColumns) > 1;
       SourceLoader<T, kRounds, kWatches, (kColumns < 128)>(arguments, memory, thread, source_threads).run();
