@@ -64,7 +64,8 @@ class TableChecker {
     CHECK(gather_.shared_bytes <= kTarget.shared_memory * gather_.warpgroups / 2 - 1024)
         << named_ << gather_.shared_bytes;
     CHECK(gather_.samples * gather_.tile[0] * gather_.tile[1] * gather_.tile[2] <= gather_.positions()) << named_;
-    CHECK(gather_.source_stages >= 2 && gather_.weight_stages >= 2) << named_;
+    CHECK(gather_.source_stages >= 2 && gather_.weight_stages >= (gather_.keeps_weights ? 1 : 2)) << named_;
+    if (gather_.keeps_weights) check_kept_weights();
   }
 
  private:
@@ -110,6 +111,16 @@ class TableChecker {
           << named_ << ": a contact twice";
     }
     CHECK(taps_of_unit > 0) << named_ << ": a product without a tap";
+  }
+
+  // A block's tiles are all of one group and block of columns, and each piece that they take has a stage of its own.
+  void check_kept_weights() {
+    CHECK(gather_.phase_blocks == 1) << named_;
+    CHECK(gather_.blocks % (named_.problem.groups * gather_.column_blocks) == 0) << named_ << gather_.blocks;
+    const PipelinedPhase& phase = gather_.tables.phases[0];
+    int pieces = 0;
+    for (int i = phase.first_pass; i < phase.first_pass + phase.passes; ++i) pieces += gather_.tables.passes[i].pieces;
+    CHECK(pieces * gather_.channel_blocks <= gather_.weight_stages && gather_.weight_stages <= 8) << named_ << pieces;
   }
 
   // Rows that are in no tile have no tap.
@@ -159,12 +170,13 @@ void check_columns() {
 
 int main() {
   check_columns();
-  int taken = 0, with_passes = 0, with_bare_rows = 0;
+  int taken = 0, with_passes = 0, with_bare_rows = 0, with_kept_weights = 0;
   const auto cut_and_check = [&](const NamedProblem& named, Operator op) {
     PipelinedGather gather;
     if (!cut_pipelined_gather(named.problem, op, kTarget, gather)) return std::string();
     ++taken;
     with_passes += gather.passes[0] * gather.passes[1] > 1 ? 1 : 0;
+    with_kept_weights += gather.keeps_weights ? 1 : 0;
     with_bare_rows += gather.bare_residues[0] != 0 || gather.bare_residues[1] != 0 ? 1 : 0;
     TableChecker(named, op, gather).check();
     return gather.name();
@@ -191,8 +203,9 @@ int main() {
     for (const Operator op : kOperators) reached.insert(cut_and_check(named, op));
   }
   reached.erase("");
-  CHECK(with_passes > 100 && with_bare_rows > 100)
-      << with_passes << " with passes, " << with_bare_rows << " with bare rows";
+  CHECK(with_passes > 100 && with_bare_rows > 100 && with_kept_weights > 100)
+      << with_passes << " with passes, " << with_bare_rows << " with bare rows, " << with_kept_weights
+      << " with weights";
   CHECK(reached.size() == std::size(kPipelinedGathers)) << reached.size() << " kernels reached";
 
   const auto is_taken = [&](const std::string& name, Problem problem, Operator op) {

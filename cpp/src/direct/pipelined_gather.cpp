@@ -13,7 +13,7 @@
 namespace convt3d::direct {
 namespace {
 
-constexpr int kMostStages = 4;
+constexpr int kMostStages = 4, kMostKeptStages = 8;
 
 // Terms of a destination, on average. Of fewer, float32 arithmetic is nearer to the truth than three products of TF32;
 // and where tensor cores mostly get zeros, it is also faster, for some more.
@@ -323,28 +323,46 @@ bool set_tile(const Axes& axes, const Walk& walk, const int64_t (&tile)[3], bool
   return true;
 }
 
+// Blocks of threads. Where they keep their weights they are whole multiples of those that differ in them.
+int64_t most_blocks(const Problem& problem, const Target& target, const PipelinedGather& gather) {
+  const int64_t blocks = 2 / gather.warpgroups * target.parallelism;
+  return gather.keeps_weights ? blocks - blocks % (problem.groups * gather.column_blocks) : blocks;
+}
+
+// One phase of one pass, so that a stage of the source takes one piece of the weights.
+bool can_keep_weights(const Problem& problem, const Target& target, const PipelinedGather& gather) {
+  return gather.phase_blocks == 1 && gather.passes[0] * gather.passes[1] * gather.passes[2] == 1 &&
+         gather.channel_blocks <= kMostKeptStages && most_blocks(problem, target, gather) > 0;
+}
+
 // Divides a block's shared memory among the stages. False where it is too small.
 bool divide_memory(const Target& target, const Walk& walk, PipelinedGather& gather) {
   const int64_t resident = 2 / gather.warpgroups;
   const int64_t fixed = 256 + gather.staging_bytes + 8 * gather.positions() +
                         12 * gather.lines() * (gather.width + 2);  // places and targets, also of pairs
   const int64_t room = shared_memory_of_block(target, resident) - fixed;
-  const auto all_units = static_cast<int64_t>(std::ceil(walk.units / walk.passes)) * gather.channel_groups;
-  for (const int64_t pieces_bytes : {32 << 10, 16 << 10, 8 << 10}) {
-    const int64_t least = int64_t{gather.bands()} * gather.step_units();
-    const int64_t units = std::max(least, pieces_bytes / gather.unit_bytes);
-    gather.piece_units = static_cast<int>(std::min(units, std::max(all_units, least)));
+  const auto share = [&](int64_t weight_stages, int64_t most_weight_stages) {
     gather.weight_stage_bytes = int64_t{gather.piece_units} * gather.unit_bytes;
-    const int64_t weight_stages = 2;
     const int64_t source_stages =
         std::min<int64_t>((room - weight_stages * gather.weight_stage_bytes) / gather.source_stage_bytes, kMostStages);
-    if (source_stages < 2) continue;
+    if (source_stages < 2) return false;
     gather.source_stages = static_cast<int>(source_stages);
     const int64_t left = room - source_stages * gather.source_stage_bytes;
-    gather.weight_stages = static_cast<int>(std::min<int64_t>(left / gather.weight_stage_bytes, kMostStages));
+    gather.weight_stages = static_cast<int>(std::min(left / gather.weight_stage_bytes, most_weight_stages));
     gather.shared_bytes =
         fixed + source_stages * gather.source_stage_bytes + gather.weight_stages * gather.weight_stage_bytes;
     return true;
+  };
+  const auto all_units = static_cast<int64_t>(std::ceil(walk.units / walk.passes)) * gather.channel_groups;
+  if (gather.keeps_weights) {
+    gather.piece_units = static_cast<int>(all_units);
+    return share(gather.channel_blocks, gather.channel_blocks);
+  }
+  const int64_t least = int64_t{gather.bands()} * gather.step_units();
+  for (const int64_t pieces_bytes : {32 << 10, 16 << 10, 8 << 10}) {
+    const int64_t units = std::max(least, pieces_bytes / gather.unit_bytes);
+    gather.piece_units = static_cast<int>(std::min(units, std::max(all_units, least)));
+    if (share(2, kMostStages)) return true;
   }
   return false;
 }
@@ -413,7 +431,7 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
     // Resources of a multiprocessor. Channels lie apart in NCDHW, so that short rows waste parts of the 32-byte sectors
     // at their ends; and short runs of what is written, those of DRAM's pages.
     const double source_bytes = chunks * 32 * gather.lines() * gather.used_pitch;
-    const double weight_bytes = chunks * units * gather.unit_bytes;
+    const double weight_bytes = gather.keeps_weights ? 0 : chunks * units * gather.unit_bytes;
     const double sector = by_channels ? 18.7 * 32.0 / bytes : 0;
     const double loads = (1 + sector / gather.used_pitch) * source_bytes + weight_bytes;
     const double multiply = 0.85 * row_groups * chunks * units * parts * product_cycles(product_columns);
@@ -425,7 +443,7 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
     const double dispatches = stages * std::max(sets, steps * gather.channel_groups / gather.step_units());
     const double folds = gather.exact ? 1.94 * fragments * gather.slots * gather.row_blocks * gather.columns : 0;
     const double chain = dispatches * (gather.bands() > 2 ? 210 : 91) + fragments * gather.row_blocks * parts * 17 +
-                         folds + 245 * pieces + 300 + way_out;
+                         folds + (gather.keeps_weights ? 150 : 245) * pieces + 300 + way_out;
     const double loading = stages * (batches * batch + 50) + passes * (place_rounds * 327 + 1486);
     // Others do something else meanwhile: the parts overlap, but not wholly.
     const double terms[] = {resident * multiply,    resident * shared, resident * memory, chain, loading,
@@ -435,7 +453,8 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
     return std::pow(cycles, 1 / 2.5);
   };
   const double cycles = walk.busy * tile_cycles(1 / walk.busy) + (1 - walk.busy) * tile_cycles(0);
-  return std::ceil(static_cast<double>(gather.items) / (resident * static_cast<double>(target.parallelism))) * cycles;
+  return std::ceil(static_cast<double>(gather.items) / static_cast<double>(most_blocks(problem, target, gather))) *
+         cycles;
 }
 
 // Tries every tile with the kernel that `gather` names, and keeps the cheapest that the tables have room for in `best`.
@@ -460,13 +479,18 @@ void try_tiles(const Problem& problem, Operator op, const Axes& axes, const Targ
         if (spread && gather.row_pitch == gather.used_pitch) continue;  // the same again
         gather.items = ceil_divide<int64_t>(problem.batch, gather.samples) * problem.groups * gather.phase_blocks *
                        gather.column_blocks * gather.tiles[0] * gather.tiles[1] * gather.tiles[2];
-        if (gather.items > kGatherLimit || !divide_memory(target, walk, gather)) continue;
-        const double cost = estimate(problem, op, axes, target, walk, gather);
-        if (cost >= least) continue;
-        PipelinedGather candidate = gather;
-        if (!TableMaker(problem, op, axes, candidate).make()) continue;
-        least = cost;
-        best = candidate;
+        if (gather.items > kGatherLimit) continue;
+        for (const bool keeps_weights : {false, true}) {
+          gather.keeps_weights = keeps_weights;
+          if (keeps_weights && !can_keep_weights(problem, target, gather)) continue;
+          if (!divide_memory(target, walk, gather)) continue;
+          const double cost = estimate(problem, op, axes, target, walk, gather);
+          if (cost >= least) continue;
+          PipelinedGather candidate = gather;
+          if (!TableMaker(problem, op, axes, candidate).make()) continue;
+          least = cost;
+          best = candidate;
+        }
       }
     }
   }
@@ -580,7 +604,7 @@ std::optional<double> cut_pipelined_gather(const Problem& problem, Operator op, 
       (result.has_gaps ? 16 : 0);
   // Threads that pack are counted in 32 bits.
   if (result.weight_bytes() / 32 > std::numeric_limits<int32_t>::max()) return std::nullopt;
-  result.blocks = static_cast<int>(std::min(result.items, 2 / result.warpgroups * target.parallelism));
+  result.blocks = static_cast<int>(std::min(result.items, most_blocks(problem, target, result)));
   result.by_columns = Divisor<int32_t>(result.column_blocks);
   result.by_phases = Divisor<int32_t>(result.phase_blocks);
   result.by_groups = Divisor<int32_t>(problem.groups);

@@ -155,6 +155,7 @@ struct PipelinedGather {
   int half_stride = 0;                  // from the first 16 bytes of a group's channels to the others, in bytes
   int source_stages = 2, weight_stages = 2;
   int unit_bytes = 0, piece_units = 0;  // of the weights; the latter at most
+  bool keeps_weights = false;           // all of a block's tiles take the same weights, which its stages have room for
   int64_t source_stage_bytes = 0, weight_stage_bytes = 0, staging_bytes = 0, shared_bytes = 0;
   int units = 0;  // of all residues, for one block of channels and columns
   // Whether some slot of a band has no tap where another one has. Its weights are zeros there, so that what is not

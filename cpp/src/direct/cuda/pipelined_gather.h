@@ -8,14 +8,15 @@
 // Of the loading warps one has the weights copied in bulk, in pieces; through the others' registers the source passes.
 // Both fill rings of stages; a barrier for each stage says that it is full, another that it is free again. A block goes
 // from tile to tile, so that the next one is loaded while the sums of the last leave: in NCDHW through shared memory,
-// so that a warp writes neighbours, in NDHWC from registers.
+// so that a warp writes neighbours, in NDHWC from registers. Where a block's tiles all take the same weights, and its
+// stages hold these, they stay there.
 //
-// Traffic: the source once for every block of columns and residues, with its halo; the weights once for every tile,
-// from L2; the destination once. Floor: 2 * taps * channels operations a destination at the tensor cores' rate, or its
-// bytes. With 64 columns and more, products run at cuBLAS's rate; below, shared memory bounds it, which gives 16 cycles
-// to a fragment and columns / 4 to a product's weights (kb61: busy for 70 % of the time, tensor cores for 49 %). Where
-// writing should bound it, taking turns does: on kb73 a multiplying warp is on the way out for half its time, and
-// multiplies nothing meanwhile.
+// Traffic: the source once for every block of columns and residues, with its halo; the weights once for every tile, or
+// for every block of threads, from L2; the destination once. Floor: 2 * taps * channels operations a destination at the
+// tensor cores' rate, or its bytes. With 64 columns and more, products run at cuBLAS's rate; below, shared memory
+// bounds it, which gives 16 cycles to a fragment and columns / 4 to a product's weights (kb61: busy for 70 % of the
+// time, tensor cores for 49 %). Where writing should bound it, taking turns does: on kb73 a multiplying warp is on the
+// way out for half its time, and multiplies nothing meanwhile.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -454,6 +455,7 @@ __device__ __forceinline__ void load_weights(const PipelinedArguments<T>& argume
         }
       }
     }
+    if (gather.keeps_weights) break;
   }
 }
 
@@ -499,6 +501,7 @@ class Multiplier {
       const PipelinedItem item(gather_, static_cast<int>(index));
       const PipelinedPhase& phase = gather_.tables.phases[item.phase_block];
       for_each_sum([&](int block, int slot, int i) { totals(block, slot, i) = 0.0f; });
+      if (gather_.keeps_weights) weights = {};  // the stages that the first tile's came to
       for (int number = 0; number < phase.passes; ++number) {
         const PipelinedPass& pass = gather_.tables.passes[phase.first_pass + number];
         for (int block = 0; block < gather_.channel_blocks; ++block) {
@@ -508,7 +511,7 @@ class Multiplier {
             ptx::wait(memory_.weights_full(weights.stage), weights.parity);
             multiply_piece(gather_.tables.pieces[pass.first_piece + piece], source_offset,
                            memory_.weights + weights.stage * static_cast<uint32_t>(gather_.weight_stage_bytes));
-            ptx::arrive(memory_.weights_free(weights.stage));
+            if (!gather_.keeps_weights) ptx::arrive(memory_.weights_free(weights.stage));
             weights.advance(gather_.weight_stages);
           }
           ptx::arrive(memory_.source_free(source.stage));
