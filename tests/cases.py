@@ -128,6 +128,7 @@ NAMED = {
     "many channels, stride 1": Case(1, 32, 16, size=(4, 5, 9), stride=(1, 1, 1)),
     "many channels, dilated": Case(1, 16, 32, size=(4, 5, 6), dilation=(2, 2, 2)),
     "many channels, two groups": Case(1, 64, 32, groups=2, size=(3, 4, 5)),
+    "eight channels a group": Case(1, 32, 32, groups=4, size=(3, 4, 5)),
     "many channels, kernel = stride": Case(1, 48, 32, size=(3, 4, 5), kernel=(2, 2, 2), padding=(0, 0, 0)),
     "many channels, pointwise": Case(1, 32, 48, 1, (4, 5, 6), (1, 1, 1), (1, 1, 1), (0, 0, 0)),
     "empty batch": Case(batch=0),

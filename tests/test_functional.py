@@ -359,7 +359,9 @@ def test_arguments_are_left_as_they_were(algorithm: str, device: torch.device) -
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
-@pytest.mark.parametrize("name", ["dilation, stride, a factor shared", "many channels, dilated", "depthwise"])
+@pytest.mark.parametrize(
+    "name", ["dilation, stride, a factor shared", "many channels, dilated", "eight channels a group", "depthwise"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_not_finite(dtype: torch.dtype, name: str, value: float, algorithm: str, device: torch.device) -> None:
     """One bad voxel spoils exactly the outputs that it reaches."""

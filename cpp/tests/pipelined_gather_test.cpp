@@ -66,6 +66,7 @@ class TableChecker {
     CHECK(gather_.samples * gather_.tile[0] * gather_.tile[1] * gather_.tile[2] <= gather_.positions()) << named_;
     CHECK(gather_.source_stages >= 2 && gather_.weight_stages >= (gather_.keeps_weights ? 1 : 2)) << named_;
     if (gather_.keeps_weights) check_kept_weights();
+    CHECK(problem.groups % gather_.merged_groups == 0) << named_ << gather_.merged_groups;
   }
 
  private:
@@ -116,7 +117,8 @@ class TableChecker {
   // A block's tiles are all of one group and block of columns, and each piece that they take has a stage of its own.
   void check_kept_weights() {
     CHECK(gather_.phase_blocks == 1) << named_;
-    CHECK(gather_.blocks % (named_.problem.groups * gather_.column_blocks) == 0) << named_ << gather_.blocks;
+    const int64_t groups = named_.problem.groups / gather_.merged_groups;
+    CHECK(gather_.blocks % (groups * gather_.column_blocks) == 0) << named_ << gather_.blocks;
     const PipelinedPhase& phase = gather_.tables.phases[0];
     int pieces = 0;
     for (int i = phase.first_pass; i < phase.first_pass + phase.passes; ++i) pieces += gather_.tables.passes[i].pieces;
@@ -170,13 +172,14 @@ void check_columns() {
 
 int main() {
   check_columns();
-  int taken = 0, with_passes = 0, with_bare_rows = 0, with_kept_weights = 0;
+  int taken = 0, with_passes = 0, with_bare_rows = 0, with_kept_weights = 0, with_merged_groups = 0;
   const auto cut_and_check = [&](const NamedProblem& named, Operator op) {
     PipelinedGather gather;
     if (!cut_pipelined_gather(named.problem, op, kTarget, gather)) return std::string();
     ++taken;
     with_passes += gather.passes[0] * gather.passes[1] > 1 ? 1 : 0;
     with_kept_weights += gather.keeps_weights ? 1 : 0;
+    with_merged_groups += gather.merged_groups > 1 ? 1 : 0;
     with_bare_rows += gather.bare_residues[0] != 0 || gather.bare_residues[1] != 0 ? 1 : 0;
     TableChecker(named, op, gather).check();
     return gather.name();
@@ -206,6 +209,7 @@ int main() {
   CHECK(with_passes > 100 && with_bare_rows > 100 && with_kept_weights > 100)
       << with_passes << " with passes, " << with_bare_rows << " with bare rows, " << with_kept_weights
       << " with weights";
+  CHECK(with_merged_groups > 20) << with_merged_groups << " with merged groups";
   CHECK(reached.size() == std::size(kPipelinedGathers)) << reached.size() << " kernels reached";
 
   const auto is_taken = [&](const std::string& name, Problem problem, Operator op) {

@@ -550,6 +550,38 @@ void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Tar
   }
 }
 
+// Tries all kernels, for as many groups at a time as `gather` says. `problem` has as many fewer.
+void try_kernels(const Problem& problem, Operator op, const Target& target, PipelinedGather gather, double& least,
+                 PipelinedGather& best) {
+  const bool forward = op == Operator::forward;
+  const int64_t sources = forward ? problem.group_in_channels() : problem.group_out_channels();
+  const int64_t destinations = forward ? problem.group_out_channels() : problem.group_in_channels();
+  Extent residues{};
+  for (int axis = 0; axis < 3; ++axis) residues[axis] = forward ? problem.stride[axis] : 1;
+  for (const GatherConfiguration& configuration : kPipelinedGathers) {
+    if (configuration.exact != gather.exact) continue;
+    // No more columns than channels, but for the smallest.
+    if (configuration.columns > 8 && configuration.columns >= destinations + 16) continue;
+    if (gather.has_gaps && !watches_source(configuration.slots, configuration.columns)) continue;
+    gather.slots = configuration.slots;
+    gather.columns = configuration.columns;
+    gather.row_blocks = configuration.row_blocks;
+    gather.column_blocks = static_cast<int>(ceil_divide<int64_t>(destinations, gather.columns));
+    gather.unit_bytes = 32 * gather.columns * gather.band() * gather.parts();
+    if (place_slots(residues, gather)) {
+      try_kernel(problem, op, axes_of(problem, op, gather), target, sources, gather, least, best);
+    }
+  }
+}
+
+// Groups whose channels share the 32 bytes of a product, where these are few: at most so many.
+int64_t groups_of_product(int64_t groups, int64_t group_bytes) {
+  constexpr int64_t kFewestBytes = 8;
+  int64_t together = group_bytes < kFewestBytes ? 1 : std::max<int64_t>(32 / group_bytes, 1);
+  while (groups % together != 0) --together;
+  return together;
+}
+
 }  // namespace
 
 std::string PipelinedGather::name() const {
@@ -578,36 +610,29 @@ std::optional<double> cut_pipelined_gather(const Problem& problem, Operator op, 
   if (problem.taps() > kMaximumPipelinedSteps || sources == 0 || destinations == 0) return std::nullopt;
   PipelinedGather gather;
   gather.exact = problem.dtype == DataType::float32 && problem.precision == Precision::ieee;
-  Extent residues{};
-  for (int axis = 0; axis < 3; ++axis) residues[axis] = forward ? problem.stride[axis] : 1;
   if (gather.exact && most_terms(problem, op) < fewest_exact_terms(sources, destinations) * phases_of(problem, op))
     return std::nullopt;
   double least = std::numeric_limits<double>::max();
   PipelinedGather best;
-  for (const GatherConfiguration& configuration : kPipelinedGathers) {
-    if (configuration.exact != gather.exact) continue;
-    // No more columns than channels, but for the smallest.
-    if (configuration.columns > 8 && configuration.columns >= destinations + 16) continue;
-    gather.slots = configuration.slots;
-    gather.columns = configuration.columns;
-    gather.row_blocks = configuration.row_blocks;
-    gather.column_blocks = static_cast<int>(ceil_divide<int64_t>(destinations, gather.columns));
-    gather.unit_bytes = 32 * gather.columns * gather.band() * gather.parts();
-    if (place_slots(residues, gather)) {
-      try_kernel(problem, op, axes_of(problem, op, gather), target, sources, gather, least, best);
-    }
+  try_kernels(problem, op, target, gather, least, best);
+  gather.merged_groups = static_cast<int>(groups_of_product(problem.groups, sources * gather_element_bytes(problem)));
+  if (gather.merged_groups > 1) {
+    gather.has_gaps = true;
+    try_kernels(with_merged_groups(problem, gather.merged_groups), op, target, gather, least, best);
   }
   if (least == std::numeric_limits<double>::max()) return std::nullopt;
   result = best;
+  const int64_t groups = problem.groups / result.merged_groups;
   result.packed_bytes =
-      problem.groups * result.column_blocks * result.channel_blocks * int64_t{result.units} * result.unit_bytes +
+      groups * result.column_blocks * result.channel_blocks * int64_t{result.units} * result.unit_bytes +
       (result.has_gaps ? 16 : 0);
   // Threads that pack are counted in 32 bits.
   if (result.weight_bytes() / 32 > std::numeric_limits<int32_t>::max()) return std::nullopt;
-  result.blocks = static_cast<int>(std::min(result.items, most_blocks(problem, target, result)));
+  result.blocks = static_cast<int>(
+      std::min(result.items, most_blocks(with_merged_groups(problem, result.merged_groups), target, result)));
   result.by_columns = Divisor<int32_t>(result.column_blocks);
   result.by_phases = Divisor<int32_t>(result.phase_blocks);
-  result.by_groups = Divisor<int32_t>(problem.groups);
+  result.by_groups = Divisor<int32_t>(groups);
   for (int axis = 0; axis < 3; ++axis) {
     result.by_tiles[axis] = Divisor<int32_t>(result.tiles[axis]);
     result.by_tile[axis] = Divisor<int32_t>(result.tile[axis]);

@@ -135,6 +135,8 @@ struct PipelinedGather {
   int warpgroups = 1;
   int loading = 1;  // warpgroups that load
 
+  int merged_groups = 1;  // groups that count as one, see with_merged_groups
+
   int slot_bits[3] = {0, 0, 0};  // logarithms of the slots along each axis
   int slot_extent[3] = {1, 1, 1};
   int fold[3] = {1, 1, 1};  // neighbouring positions that count as one, so that there are as many times the residues
@@ -158,8 +160,8 @@ struct PipelinedGather {
   bool keeps_weights = false;           // all of a block's tiles take the same weights, which its stages have room for
   int64_t source_stage_bytes = 0, weight_stage_bytes = 0, staging_bytes = 0, shared_bytes = 0;
   int units = 0;  // of all residues, for one block of channels and columns
-  // Whether some slot of a band has no tap where another one has. Its weights are zeros there, so that what is not
-  // finite in the source would spoil sums that it does not belong to.
+  // Whether some slot of a band has no tap where another one has, or a group another one's channels. Its weights are
+  // zeros there, so that what is not finite in the source would spoil sums that it does not belong to.
   bool has_gaps = false;
   int64_t packed_bytes = 0;  // of the weights, and with gaps 16 more, for whether the source is finite
   int64_t items = 0;         // tiles by residues, columns and groups
@@ -193,6 +195,18 @@ struct PipelinedGather {
   }
   std::string name() const;  // of the entry of kPipelinedGathers
 };
+
+// The same problem with so many neighbouring groups as one, whose weights are zero from one group to another. The 32
+// bytes of channels that a product takes are more than some groups have: it makes several groups' columns at once.
+inline Problem with_merged_groups(Problem problem, int merged) {
+  problem.groups /= merged;
+  return problem;
+}
+
+// Whether a kernel's loading warps watch for what is not finite: where its weights may have gaps.
+constexpr CONVT3D_HOST_DEVICE bool watches_source(int slots, int columns) {
+  return band_slots(slots, columns) > 1 || (slots == 1 && columns <= 16);
+}
 
 // Columns that leave through shared memory together, in NCDHW, and the floats that this takes for a warpgroup.
 constexpr int staged_columns(int columns, int row_blocks) {

@@ -972,7 +972,7 @@ __global__ void __launch_bounds__(128 * (2 + kLoadingWarpgroups<kSlots, kColumns
   } else {
     ptx::give_up_registers<loading_registers(kLoading)>();
     if (thread < source_threads) {
-      constexpr bool kRounds = sizeof(T) == 4 && !kExact, kWatches = band_slots(kSlots, kColumns) > 1;
+      constexpr bool kRounds = sizeof(T) == 4 && !kExact, kWatches = watches_source(kSlots, kColumns);
       SourceLoader<T, kRounds, kWatches, (kColumns < 128)>(arguments, memory, thread, source_threads).run();
     } else if (thread == source_threads) {
       load_weights(arguments, memory);
@@ -988,6 +988,8 @@ struct PackArguments {
   int* not_finite;                                              // becomes 0; null where weights have no gaps
   int64_t group_step, source_step, destination_step, tap_step;  // of the weights, in elements
   int sources, destinations;                                    // of a group
+  int merged_groups;                                            // that count as one, see with_merged_groups
+  Divisor<int32_t> by_merged_destinations;                      // of one of these
   bool channels_first;
   int band, threads;
   Divisor<int32_t> by_near_columns, by_far_columns;  // columns of a band that neighbouring threads make, and such sets
@@ -1020,13 +1022,20 @@ __global__ void __launch_bounds__(256) pack_units_kernel(const __grid_constant__
   const int tap = arguments.by_channel_groups.quotient(order);
   const int channel_group = order - tap * gather.channel_groups;
   const int source = (channel_block * gather.channel_groups + channel_group) * 2 * kChannels;
-  const int sources =
-      order != PipelinedGather::kNoTap && destination < arguments.destinations ? arguments.sources - source : 0;
-  const T* weight = arguments.weight + index * arguments.group_step + source * arguments.source_step +
-                    destination * arguments.destination_step + tap * arguments.tap_step;
+  // The source channels of the destination's own group, from the unit's first one on.
+  const int own_group = arguments.by_merged_destinations.quotient(destination);
+  const int group_sources = arguments.sources / arguments.merged_groups, first = own_group * group_sources - source;
+  const bool exists = order != PipelinedGather::kNoTap && destination < arguments.destinations;
+  const int end = exists ? first + group_sources : 0;
+  const T* weight = arguments.weight + (index * arguments.merged_groups + own_group) * arguments.group_step -
+                    first * arguments.source_step +
+                    (destination - own_group * arguments.by_merged_destinations.value) * arguments.destination_step +
+                    tap * arguments.tap_step;
   T values[2 * kChannels];
 #pragma unroll
-  for (int i = 0; i < 2 * kChannels; ++i, weight += arguments.source_step) values[i] = i < sources ? *weight : T(0.0f);
+  for (int i = 0; i < 2 * kChannels; ++i, weight += arguments.source_step) {
+    values[i] = i >= first && i < end ? *weight : T(0.0f);
+  }
   const int columns = arguments.band * gather.columns;
   uint4* place = reinterpret_cast<uint4*>(arguments.packed) +
                  (block * gather.units + unit) * (2 * gather.parts() * columns) + column;
@@ -1062,6 +1071,8 @@ void pack_units(const Problem& problem, bool is_forward, const PipelinedArgument
   arguments.tap_step = steps.tap;
   arguments.sources = of.from.group_channels;
   arguments.destinations = of.to.group_channels;
+  arguments.merged_groups = gather.merged_groups;
+  arguments.by_merged_destinations = Divisor<int32_t>(of.to.group_channels / gather.merged_groups);
   arguments.channels_first = of.channels_first;
   arguments.band = band;
   arguments.threads = static_cast<int>(gather.weight_bytes() / 32 / gather.parts());
@@ -1104,12 +1115,13 @@ template <class T>
 void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather& gather, const T* source,
                       const T* weight, const T* bias, T* destination, void* packed, cudaStream_t stream) {
   const bool is_forward = op == Operator::forward, channels_first = problem.layout == Layout::ncdhw;
+  const Problem merged = with_merged_groups(problem, gather.merged_groups);
   PipelinedArguments<T> arguments{source,
                                   static_cast<const unsigned char*>(packed),
                                   bias,
                                   destination,
-                                  GatherVolume(problem, is_forward),
-                                  GatherVolume(problem, !is_forward),
+                                  GatherVolume(merged, is_forward),
+                                  GatherVolume(merged, !is_forward),
                                   problem.batch,
                                   channels_first,
                                   SourceLoads::elements,
@@ -1119,7 +1131,7 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
                                   nullptr,
                                   false,
                                   gather};
-  arguments.loads = source_loads(problem, op, gather, reinterpret_cast<uintptr_t>(source));
+  arguments.loads = source_loads(merged, op, gather, reinterpret_cast<uintptr_t>(source));
   arguments.by_cells = Divisor<int32_t>(gather.cells(arguments.loads));
   for (int chunks = 2 * gather.channel_groups; chunks > 1; chunks /= 2) ++arguments.chunk_bits;
   arguments.thread_units = gather.thread_units(arguments.loads);
