@@ -58,6 +58,7 @@ class TableChecker {
       }
     }
     check_bare_residues();
+    check_source_tables();
     const int folded = gather_.fold[0] * gather_.fold[1] * gather_.fold[2];
     CHECK(units_ == gather_.units) << named_;
     CHECK(static_cast<int64_t>(seen_.size()) == problem.taps() * folded * gather_.channel_groups) << named_;
@@ -140,6 +141,18 @@ class TableChecker {
     }
   }
 
+  // However the source is aligned, there is room for the tables of how it is then loaded.
+  void check_source_tables() {
+    const int64_t others = 256 + gather_.source_stages * gather_.source_stage_bytes +
+                           gather_.weight_stages * gather_.weight_stage_bytes + gather_.staging_bytes +
+                           8 * gather_.positions();
+    for (const uintptr_t address : {16, 8, 4, 2}) {
+      const SourceLoads loads = source_loads(named_.problem, op_, gather_, address);
+      CHECK(others + gather_.source_table_bytes(loads) <= gather_.shared_bytes) << named_ << " at " << address;
+      CHECK(gather_.cells(loads) >= gather_.lines() * gather_.line_cells(loads)) << named_ << " at " << address;
+    }
+  }
+
   const NamedProblem& named_;
   const Operator op_;
   const PipelinedGather& gather_;
@@ -168,10 +181,35 @@ void check_columns() {
   }
 }
 
+// Rows of whole vectors are loaded as such where the tensor is aligned, else as wide as it is.
+void check_source_loads() {
+  const Extent none{0, 0, 0}, one{1, 1, 1}, two{2, 2, 2};
+  const auto loads_of = [&](int64_t width, DataType dtype, Layout layout, uintptr_t address) {
+    Problem problem = problem_of(2, 64, 64, 1, {16, 16, width}, two, two, none, none, one);
+    problem.dtype = dtype;
+    problem.precision = Precision::tf32;
+    problem.layout = layout;
+    PipelinedGather gather;
+    CHECK(cut_pipelined_gather(problem, Operator::forward, kTarget, gather).has_value()) << width << " columns";
+    return source_loads(problem, Operator::forward, gather, address);
+  };
+  CHECK(loads_of(64, DataType::bfloat16, Layout::ncdhw, 16) == SourceLoads::rows);
+  CHECK(loads_of(64, DataType::bfloat16, Layout::ncdhw, 8) == SourceLoads::pairs);
+  CHECK(loads_of(64, DataType::bfloat16, Layout::ncdhw, 2) == SourceLoads::elements);
+  CHECK(loads_of(68, DataType::bfloat16, Layout::ncdhw, 16) == SourceLoads::pairs);
+  CHECK(loads_of(65, DataType::bfloat16, Layout::ncdhw, 16) == SourceLoads::elements);
+  CHECK(loads_of(64, DataType::float32, Layout::ncdhw, 16) == SourceLoads::rows);
+  CHECK(loads_of(64, DataType::float32, Layout::ncdhw, 8) == SourceLoads::elements);
+  CHECK(loads_of(66, DataType::float32, Layout::ncdhw, 16) == SourceLoads::elements);
+  CHECK(loads_of(64, DataType::bfloat16, Layout::ndhwc, 16) == SourceLoads::vectors);
+  CHECK(loads_of(64, DataType::bfloat16, Layout::ndhwc, 8) == SourceLoads::elements);
+}
+
 }  // namespace
 
 int main() {
   check_columns();
+  check_source_loads();
   int taken = 0, with_passes = 0, with_bare_rows = 0, with_kept_weights = 0, with_merged_groups = 0;
   const auto cut_and_check = [&](const NamedProblem& named, Operator op) {
     PipelinedGather gather;

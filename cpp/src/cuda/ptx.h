@@ -74,6 +74,22 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[2], uint3
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(row));
 }
 
+// The way back: each lane has of four matrices what load_matrices would load.
+__device__ __forceinline__ void store_matrices(uint32_t row, const uint32_t (&r)[4]) {
+#if CONVT3D_HAS_WGMMA
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(r[0]), "r"(r[1]),
+               "r"(r[2]), "r"(r[3])
+               : "memory");
+#endif
+}
+__device__ __forceinline__ void store_matrices_transposed(uint32_t row, const uint32_t (&r)[4]) {
+#if CONVT3D_HAS_WGMMA
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(r[0]),
+               "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+#endif
+}
+
 // Of all lanes of a warp, for each of them.
 __device__ __forceinline__ uint32_t or_of_warp(uint32_t bits) {
 #if CONVT3D_HAS_MMA

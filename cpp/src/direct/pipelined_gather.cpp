@@ -317,7 +317,7 @@ bool set_tile(const Axes& axes, const Walk& walk, const int64_t (&tile)[3], bool
   if (int64_t{gather.planes} * gather.rows > kMostPositions ||
       int64_t{gather.lines()} * gather.row_pitch > kMostPositions)
     return false;
-  gather.source_positions = gather.lines() * gather.row_pitch;
+  gather.source_positions = gather.lines() * gather.row_pitch + gather.spare_positions;
   gather.half_stride = 16 * gather.source_positions;
   gather.source_stage_bytes = int64_t{2} * gather.channel_groups * gather.half_stride;
   return true;
@@ -336,10 +336,15 @@ bool can_keep_weights(const Problem& problem, const Target& target, const Pipeli
 }
 
 // Divides a block's shared memory among the stages. False where it is too small.
-bool divide_memory(const Target& target, const Walk& walk, PipelinedGather& gather) {
+bool divide_memory(const Problem& problem, Operator op, const Target& target, const Walk& walk,
+                   PipelinedGather& gather) {
   const int64_t resident = 2 / gather.warpgroups;
-  const int64_t fixed = 256 + gather.staging_bytes + 8 * gather.positions() +
-                        12 * gather.lines() * (gather.width + 2);  // places and targets, also of pairs
+  int64_t table_bytes = 0;
+  for (const uintptr_t address : {16, 4, 2}) {  // how the source is aligned is known only later
+    const SourceLoads loads = source_loads(problem, op, gather, address);
+    table_bytes = std::max(table_bytes, gather.source_table_bytes(loads));
+  }
+  const int64_t fixed = 256 + gather.staging_bytes + 8 * gather.positions() + table_bytes;
   const int64_t room = shared_memory_of_block(target, resident) - fixed;
   const auto share = [&](int64_t weight_stages, int64_t most_weight_stages) {
     gather.weight_stage_bytes = int64_t{gather.piece_units} * gather.unit_bytes;
@@ -387,9 +392,18 @@ double written_run(const Problem& problem, const Axes& axes, const PipelinedGath
   return run;
 }
 
-// Batches of 16 words that one thread loads of a stage, see SourceLoader.
-int batches_of_stage(const PipelinedGather& gather, SourceLoads loads, int element_bytes) {
-  return ceil_divide(gather.thread_units(loads), units_of_batch(loads, element_bytes));
+// Cycles in which one thread loads its part of a stage, in batches of 16 words, see SourceLoader. Those of rows are
+// such that what takes them is faster as a whole: they have six instructions for ten, but meet in banks when stored.
+double loading_cycles(const PipelinedGather& gather, SourceLoads loads) {
+  const bool is_half = gather.element_bytes == 2;
+  const int batches = ceil_divide(gather.thread_units(loads), units_of_batch(loads, gather.element_bytes));
+  const double batch = loads == SourceLoads::vectors ? 1636
+                       : loads == SourceLoads::rows  ? (is_half ? 950 : 1500)
+                       : loads == SourceLoads::pairs ? 1374
+                       : is_half                     ? 1067
+                                                     : 1549;
+  // Beside other loading warps each is slower.
+  return batches * batch * (gather.loading > gather.warpgroups ? 1.08 : 1);
 }
 
 // What one choice of kernel and tile costs, in cycles of the whole machine. The constants are fitted to 3710 measured
@@ -412,14 +426,7 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
   const int product_columns = gather.columns * gather.band();
   const double fragment = is_spread(gather) ? 21 : 21 + 16 * std::min(1.0, 7.0 / gather.tile[2]);  // cycles
   const SourceLoads source = source_loads(problem, op, gather, 0);
-  const auto batches =
-      static_cast<double>(batches_of_stage(gather, source, static_cast<int>(gather_element_bytes(problem))));
-  // Beside other loading warps each is slower.
-  const double beside = gather.loading > gather.warpgroups ? 1.08 : 1;
-  const double batch = beside * (source == SourceLoads::vectors ? 1636
-                                 : source == SourceLoads::pairs ? 1374
-                                 : is_half                      ? 1067
-                                                                : 1549);
+  const double load = loading_cycles(gather, source);
   const auto place_rounds = static_cast<double>(ceil_divide<int64_t>(gather.cells(source), gather.source_threads()));
   // A tile with so many times the taps of the average phase.
   const auto tile_cycles = [&](double share) {
@@ -444,7 +451,7 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
     const double folds = gather.exact ? 1.94 * fragments * gather.slots * gather.row_blocks * gather.columns : 0;
     const double chain = dispatches * (gather.bands() > 2 ? 210 : 91) + fragments * gather.row_blocks * parts * 17 +
                          folds + (gather.keeps_weights ? 150 : 245) * pieces + 300 + way_out;
-    const double loading = stages * (batches * batch + 50) + passes * (place_rounds * 327 + 1486);
+    const double loading = stages * (load + 50) + passes * (place_rounds * 327 + 1486);
     // Others do something else meanwhile: the parts overlap, but not wholly.
     const double terms[] = {resident * multiply,    resident * shared, resident * memory, chain, loading,
                             chain + 0.37 * multiply};
@@ -483,7 +490,7 @@ void try_tiles(const Problem& problem, Operator op, const Axes& axes, const Targ
         for (const bool keeps_weights : {false, true}) {
           gather.keeps_weights = keeps_weights;
           if (keeps_weights && !can_keep_weights(problem, target, gather)) continue;
-          if (!divide_memory(target, walk, gather)) continue;
+          if (!divide_memory(problem, op, target, walk, gather)) continue;
           const double cost = estimate(problem, op, axes, target, walk, gather);
           if (cost >= least) continue;
           PipelinedGather candidate = gather;
@@ -544,6 +551,7 @@ void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Tar
         gather.staging_bytes = problem.layout == Layout::ncdhw
                                    ? int64_t{4} * warpgroups * staging_floats(gather.columns, gather.row_blocks)
                                    : 0;
+        gather.spare_positions = problem.layout == Layout::ncdhw ? 1 : 0;
         try_tiles(problem, op, axes, target, walk, gather, least, best);
       }
     }
@@ -597,8 +605,16 @@ SourceLoads source_loads(const Problem& problem, Operator op, const PipelinedGat
     return channels % (16 / bytes) == 0 && address % 16 == 0 ? SourceLoads::vectors : SourceLoads::elements;
   }
   const int64_t width = forward ? problem.input[2] : problem.output()[2];
-  const bool has_pairs = bytes == 2 && gather.source_step[2] == 1 && width % 2 == 0 && address % 4 == 0;
-  return has_pairs ? SourceLoads::pairs : SourceLoads::elements;
+  if (gather.source_step[2] != 1) return SourceLoads::elements;
+  const bool has_pairs = bytes == 2 && width % 2 == 0 && address % 4 == 0;
+  const SourceLoads narrow = has_pairs ? SourceLoads::pairs : SourceLoads::elements;
+  // Of short lines, cells of 16 bytes are mostly what no position needs. With stride 1 shared memory bounds, where what
+  // is transposed meets in banks: kb68 takes 7 % longer so. Of half types two residues do even more, which keeps wide
+  // products' fragments waiting: nnunet_top's grad_input 12 %, vae_aniso's 16 %.
+  const bool has_rows = width % (16 / bytes) == 0 && address % 16 == 0 && problem.stride[2] > 1 &&
+                        (bytes == 4 || gather.columns * gather.source_stride[2] < 128);
+  return has_rows && loading_cycles(gather, SourceLoads::rows) < loading_cycles(gather, narrow) ? SourceLoads::rows
+                                                                                                : narrow;
 }
 
 std::optional<double> cut_pipelined_gather(const Problem& problem, Operator op, const Target& target,
@@ -610,6 +626,7 @@ std::optional<double> cut_pipelined_gather(const Problem& problem, Operator op, 
   if (problem.taps() > kMaximumPipelinedSteps || sources == 0 || destinations == 0) return std::nullopt;
   PipelinedGather gather;
   gather.exact = problem.dtype == DataType::float32 && problem.precision == Precision::ieee;
+  gather.element_bytes = static_cast<int>(gather_element_bytes(problem));
   if (gather.exact && most_terms(problem, op) < fewest_exact_terms(sources, destinations) * phases_of(problem, op))
     return std::nullopt;
   double least = std::numeric_limits<double>::max();
@@ -637,10 +654,8 @@ std::optional<double> cut_pipelined_gather(const Problem& problem, Operator op, 
     result.by_tiles[axis] = Divisor<int32_t>(result.tiles[axis]);
     result.by_tile[axis] = Divisor<int32_t>(result.tile[axis]);
   }
-  result.by_width = Divisor<int32_t>(result.width);
   result.by_rows = Divisor<int32_t>(result.rows);
   result.by_planes = Divisor<int32_t>(result.planes);
-  result.by_pairs = Divisor<int32_t>(result.pairs());
   result.by_source_stride = Divisor<int32_t>(result.source_stride[2]);
   return least;
 }

@@ -118,14 +118,18 @@ struct PipelinedTables {
   PipelinedPhase phases[kMaximumPhases];
 };
 
-// How the source is loaded: 16 bytes of channels, which are neighbours, at a time; two neighbours along the width; or
-// element by element.
-enum class SourceLoads { vectors, pairs, elements };
-// Chunks of 16 bytes of channels of one cell that one thread takes.
+// How the source is loaded: 16 bytes of channels, which are neighbours, at a time; 16 bytes of neighbours along the
+// width, which a warp transposes as it stores them; two neighbours along the width; or element by element.
+enum class SourceLoads { vectors, rows, pairs, elements };
+// Chunks of 16 bytes of channels of one cell that one thread takes; of rows, see PipelinedGather::row_cells.
 constexpr int chunks_together(SourceLoads loads) { return loads == SourceLoads::vectors ? 1 : 2; }
+// Positions of a cell: neighbours along the width that are one load.
+constexpr CONVT3D_HOST_DEVICE int cell_positions(SourceLoads loads, int element_bytes) {
+  return loads == SourceLoads::rows ? 16 / element_bytes : loads == SourceLoads::pairs ? 2 : 1;
+}
 // Units (see PipelinedGather::thread_units) in a batch, which is 16 loaded words.
 constexpr int units_of_batch(SourceLoads loads, int element_bytes) {
-  return loads == SourceLoads::vectors || element_bytes == 4 ? 4 : 2;
+  return loads == SourceLoads::rows ? 1 : loads == SourceLoads::vectors || element_bytes == 4 ? 4 : 2;
 }
 
 struct PipelinedGather {
@@ -133,7 +137,8 @@ struct PipelinedGather {
   int slots = 1, columns = 8, row_blocks = 1;
   bool exact = false;
   int warpgroups = 1;
-  int loading = 1;  // warpgroups that load
+  int loading = 1;        // warpgroups that load
+  int element_bytes = 4;  // of the source
 
   int merged_groups = 1;  // groups that count as one, see with_merged_groups
 
@@ -153,7 +158,8 @@ struct PipelinedGather {
   int row_pitch = 1;                    // positions that a row has room for: they are ordered by their residue modulo
   int residue_pitch = 1;                // M, so far apart
   int used_pitch = 1;                   // those that it needs
-  int source_positions = 1;             // in a stage
+  int spare_positions = 0;              // behind those of a stage's source, for what belongs nowhere
+  int source_positions = 1;             // in a stage, with the spare one
   int half_stride = 0;                  // from the first 16 bytes of a group's channels to the others, in bytes
   int source_stages = 2, weight_stages = 2;
   int unit_bytes = 0, piece_units = 0;  // of the weights; the latter at most
@@ -166,8 +172,7 @@ struct PipelinedGather {
   int64_t packed_bytes = 0;  // of the weights, and with gaps 16 more, for whether the source is finite
   int64_t items = 0;         // tiles by residues, columns and groups
   int blocks = 0;            // of threads
-  Divisor<int32_t> by_columns, by_phases, by_groups, by_tiles[3], by_tile[3], by_width, by_rows, by_planes, by_pairs,
-      by_source_stride;
+  Divisor<int32_t> by_columns, by_phases, by_groups, by_tiles[3], by_tile[3], by_rows, by_planes, by_source_stride;
   PipelinedTables tables;
   // Of each unit and slot of its band: tap * channel_groups + channel group, or kNoTap.
   uint16_t unit_order[kMaximumTaps]{};
@@ -182,16 +187,36 @@ struct PipelinedGather {
   int bands() const { return slots / band(); }
   CONVT3D_HOST_DEVICE int positions() const { return 64 * warpgroups * row_blocks; }
   CONVT3D_HOST_DEVICE int lines() const { return samples * planes * rows; }
-  CONVT3D_HOST_DEVICE int pairs() const { return width / 2 + 1; }  // that cover a line wherever it begins
-  // What one load covers, of a stage's source.
-  int cells(SourceLoads loads) const { return lines() * (loads == SourceLoads::pairs ? pairs() : width); }
+  // Cells, each what one load covers, that cover a line wherever it begins.
+  int line_cells(SourceLoads loads) const {
+    const int together = cell_positions(loads, element_bytes);
+    return ceil_divide(width + together - 1, together);
+  }
+  int stage_cells(SourceLoads loads) const { return lines() * line_cells(loads); }
+  // Of rows, cells that a warp takes at once, each lane one channel of one cell; and those of a batch, which is four
+  // chunks of channels of these, or two of twice as many where a stage has no more.
+  int row_cells() const { return 2 * element_bytes; }
+  int batch_cells() const { return row_cells() * (channel_groups == 1 ? 2 : 1); }
+  int batches_of_cells() const { return channel_groups == 4 ? 2 : 1; }  // for all of a stage's channels
+  // Cells that there are places and targets for: of rows, as many as all warps take together.
+  int cells(SourceLoads loads) const {
+    if (loads != SourceLoads::rows) return stage_cells(loads);
+    return ceil_divide(thread_units(loads) * (source_threads() / 32), batches_of_cells()) * batch_cells();
+  }
+  // Of the tables where a cell's positions belong and where the cells of two passes come from, see SourceLoader.
+  int64_t source_table_bytes(SourceLoads loads) const {
+    return int64_t{4} * (cell_positions(loads, element_bytes) * (cells(loads) + 1) + 2 * cells(loads));
+  }
   int threads() const { return 128 * (warpgroups + loading); }
   CONVT3D_HOST_DEVICE int source_threads() const { return 128 * loading - 32; }  // of these
   // Units of 16 bytes of channels of one load's positions that one thread loads of a stage: neighbouring chunks of
-  // channels of one cell, but for vectors.
+  // channels of one cell, but for vectors. Of rows, batches of a warp.
   int thread_units(SourceLoads loads) const {
+    if (loads == SourceLoads::rows) {
+      return ceil_divide(ceil_divide(stage_cells(loads), batch_cells()) * batches_of_cells(), source_threads() / 32);
+    }
     const int together = chunks_together(loads);
-    return ceil_divide(ceil_divide(2 * channel_groups * cells(loads), together), source_threads()) * together;
+    return ceil_divide(ceil_divide(2 * channel_groups * stage_cells(loads), together), source_threads()) * together;
   }
   std::string name() const;  // of the entry of kPipelinedGathers
 };
