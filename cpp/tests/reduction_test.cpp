@@ -42,8 +42,10 @@ class CutChecker {
       CHECK(int64_t{along.voxels} * along.voxel_boxes >= problem_.input[axis]) << named_ << ", axis " << axis;
       check_places(axis);
     }
-    check_span(kInput);
-    check_span(kGradOutput);
+    for (const int side : {kInput, kGradOutput}) {
+      for (int axis = 0; axis < 3; ++axis) check_loaded(side, axis);
+      check_span(side);
+    }
   }
 
  private:
@@ -65,6 +67,30 @@ class CutChecker {
     }
     CHECK(shifts.size() == slots.size() && static_cast<int32_t>(slots.size()) <= region.entries) << named_;
     CHECK(region.slot_at(-1) < 0) << named_;
+  }
+
+  // What is not loaded lies outside of the volume, in every box and for all taps.
+  void check_loaded(int side, int axis) const {
+    const Region& region = cut_.region[side];
+    const RegionAxis& held = region.axis[axis];
+    const ReductionAxis& along = cut_.axis[axis];
+    CHECK(held.loaded >= 1 && held.loaded <= held.entries) << named_ << ", axis " << axis;
+    if (along.voxel_boxes > 1) {
+      CHECK(held.loaded == held.entries && (axis < 2 || region.loaded_spans == region.spans)) << named_;
+      return;
+    }
+    for (int tile = 0; tile < (side == kInput ? 1 : along.tap_tiles); ++tile) {
+      const int origin = side == kInput ? 0 : tile * along.taps * along.dilation - along.padding;
+      std::set<int> positions, spans;
+      for (int shift = 0; shift <= RegionAxis::kMostShift[axis]; ++shift) {
+        if (held.slot_at(shift) < 0 || origin + shift < 0 || origin + shift >= held.extent) continue;
+        positions.insert(origin + shift);
+        spans.insert((origin + shift) / region.span);
+      }
+      CHECK(static_cast<int32_t>(positions.size()) <= held.loaded) << named_ << ", axis " << axis;
+      if (axis < 2 || region.span == 1 || spans.empty()) continue;
+      CHECK(*spans.rbegin() - *spans.begin() < region.loaded_spans) << named_;
+    }
   }
 
   // Neighbours that are loaded together begin where rows of the volume do, in every box.
@@ -91,7 +117,7 @@ class CutChecker {
 
 int main() {
   std::set<int32_t> reached[2];  // the kernels of most types, and of IEEE float32
-  int copied = 0, with_spans = 0;
+  int copied = 0, with_spans = 0, leaving_out = 0;
   const auto cut_and_check = [&](const NamedProblem& named, const Target& target) {
     TensorReduction cut;
     const auto cycles = cut_tensor_reduction(named.problem, target, std::numeric_limits<int64_t>::max(), cut);
@@ -100,6 +126,7 @@ int main() {
     if (target.compute_capability == 90) reached[is_ieee(named.problem) ? 1 : 0].insert(cut.warp_tile);
     copied += cut.region[kInput].copied ? 1 : 0;
     with_spans += cut.region[kGradOutput].span > 1 ? 1 : 0;
+    leaving_out += cut.region[kGradOutput].leaves_out() ? 1 : 0;
     CutChecker(named, target, cut).check();
     return true;
   };
@@ -120,6 +147,7 @@ int main() {
     for (const Target& target : kTargets) cut_and_check(named, target);
   }
   CHECK(copied > 20 && with_spans > 100) << copied << " copied, " << with_spans << " with spans";
+  CHECK(leaving_out > 100) << leaving_out << " leave positions out";
   CHECK(reached[0].size() == kWarpTiles.size()) << reached[0].size() << " kernels reached";
   CHECK(reached[1].size() == kIeeeWarpTiles.size()) << reached[1].size() << " IEEE kernels reached";
   return finish();

@@ -56,14 +56,9 @@ RegionAxis make_region_axis(int64_t extent, int64_t taps, int64_t voxels, int64_
   return axis;
 }
 
-void finish_region(Region& region, int64_t channels, int64_t element_size) {
-  region.entries = region.axis[0].entries * region.axis[1].entries * region.axis[2].entries;
-  region.chunks = static_cast<int32_t>(channels * element_size / 16);
-}
-
 // Lays out gy's region, whose axes are known; returns its bytes.
 int64_t finish_grad_output(Region& region, int64_t channels, int64_t element_size) {
-  finish_region(region, channels, element_size);
+  region.chunks = static_cast<int32_t>(channels * element_size / 16);
   int64_t slots = 1;
   for (int axis = 2; axis >= 0; --axis) {
     RegionAxis& along = region.axis[axis];
@@ -81,7 +76,7 @@ int64_t finish_grad_output(Region& region, int64_t channels, int64_t element_siz
 
 // Lays out x's region in the order of the steps; returns its bytes.
 int64_t finish_input(Region& region, const ReductionAxis (&axis)[3], int64_t channels, int64_t element_size) {
-  finish_region(region, channels, element_size);
+  region.chunks = static_cast<int32_t>(channels * element_size / 16);
   int64_t slots = 1, steps = 32 / element_size;
   for (int a = 2; a >= 0; --a) {
     region.axis[a].slot_pitch = static_cast<int32_t>(slots);
@@ -264,9 +259,27 @@ class Search {
       grad_output_axis_[axis] =
           make_region_axis(output_[axis], along.taps, even, along.stride, along.dilation, axis == 2);
       if (reach(grad_output_axis_[axis]) > RegionAxis::kMostShift[axis] + 1) return;
+      cut.region[kInput].axis[axis].loaded = loaded_positions(cut.region[kInput].axis[axis], along, false);
+      grad_output_axis_[axis].loaded = loaded_positions(grad_output_axis_[axis], along, true);
       body();
       if (boxes == 1) return;
     }
+  }
+
+  // Where the region of some taps begins, of the first box.
+  static int32_t origin_of(const ReductionAxis& along, bool is_grad_output, int32_t tap_tile) {
+    return is_grad_output ? tap_tile * along.taps * along.dilation - along.padding : 0;
+  }
+  // Positions along an axis without those that are always outside of the volume, which one box alone can know; as many
+  // for all taps.
+  static int32_t loaded_positions(const RegionAxis& axis, const ReductionAxis& along, bool is_grad_output) {
+    if (along.voxel_boxes > 1) return axis.entries;
+    int32_t most = 1;
+    for (int32_t tile = 0; tile < (is_grad_output ? along.tap_tiles : 1); ++tile) {
+      const int32_t origin = origin_of(along, is_grad_output, tile);
+      most = std::max(most, axis.count_before(axis.extent - origin) - axis.count_before(-origin));
+    }
+    return most;
   }
 
   // Positions from the first one of an axis to the last.
@@ -319,25 +332,38 @@ class Search {
     if (problem_.layout != Layout::ncdhw) return;
     const int32_t copied = static_cast<int32_t>(16 / element_);
     if (!is_grad_output && element_ == 2 && width.extent % copied == 0 && along.step % copied == 0) {
-      region.span = copied;
-      region.spans = width.entries / copied;
+      use(region, copied, spans_of_line(width, along, false, copied));
       region.copied = true;
       return;
     }
-    const int64_t box_step = is_grad_output ? int64_t{along.voxels} * along.stride : along.voxels;
     for (int32_t span = 4; span > 1; span /= 2) {
-      if (width.extent % span != 0 || (along.voxel_boxes > 1 && box_step % span != 0)) continue;
-      if (!is_grad_output && along.step % span != 0) continue;
-      int64_t most_before = 0;
-      for (int64_t tile = 0; is_grad_output && tile < std::min(along.tap_tiles, span); ++tile) {
-        most_before = std::max(most_before, (tile * along.taps * along.dilation - along.padding) & (span - 1));
-      }
-      const int32_t spans = ceil_divide(reach(width) + static_cast<int32_t>(most_before), span);
-      if (spans > width.entries || 5 * span * spans > 8 * width.entries + 16) continue;
-      region.span = span;
-      region.spans = spans;
-      return;
+      const Spans spans = spans_of_line(width, along, is_grad_output, span);
+      if (spans.all == 0 || spans.loaded > width.loaded || 5 * span * spans.loaded > 8 * width.loaded + 16) continue;
+      return use(region, span, spans);
     }
+  }
+  struct Spans {
+    int32_t all = 0, loaded = 0;
+  };
+  static void use(Region& region, int32_t span, Spans spans) {
+    region.span = span;
+    region.spans = spans.all;
+    region.loaded_spans = spans.loaded;
+  }
+  // Spans of so many positions that hold a line's, or none where they would not begin where the volume's do.
+  static Spans spans_of_line(const RegionAxis& width, const ReductionAxis& along, bool is_grad_output, int32_t span) {
+    const int64_t box_step = is_grad_output ? int64_t{along.voxels} * along.stride : along.voxels;
+    if (width.extent % span != 0 || (along.voxel_boxes > 1 && box_step % span != 0)) return {};
+    if (!is_grad_output && along.step % span != 0) return {};
+    Spans spans;
+    for (int32_t tile = 0; tile < (is_grad_output ? along.tap_tiles : 1); ++tile) {
+      const int32_t origin = origin_of(along, is_grad_output, tile), before = origin & (span - 1);
+      const int32_t all = ceil_divide(reach(width) + before, span), first = (origin - before) / span;
+      const int32_t inside = std::min(all, width.extent / span - first) - std::max(-first, 0);
+      spans.all = std::max(spans.all, all);
+      spans.loaded = std::max({spans.loaded, along.voxel_boxes > 1 ? all : inside, 1});
+    }
+    return span * (spans.all - 1) <= RegionAxis::kMostShift[2] ? spans : Spans{};
   }
 
   void try_parts(const TensorReduction& cut) {
@@ -401,11 +427,12 @@ class Search {
       const int32_t channels = std::min<int32_t>(group_channels, region.chunks * 16 / static_cast<int32_t>(element_));
       work[side] = loading_work(cut, side);
       // Rows of a volume are fetched in sectors of 32 bytes.
-      const double rows = static_cast<double>(region.entries) / region.axis[2].entries;
-      const double row_bytes = static_cast<double>(reach(region.axis[2]) * element_);
+      const RegionAxis& width = region.axis[2];
+      const double rows = static_cast<double>(region.axis[0].loaded * region.axis[1].loaded);
+      const double row_bytes = static_cast<double>(std::min(reach(width), width.extent) * element_);
       sectors += problem_.layout == Layout::ndhwc
-                     ? region.entries * (static_cast<double>(channels * element_) / 32 + 0.5)
-                     : rows * channels * std::min<double>(row_bytes / 32 + 0.9, region.axis[2].entries);
+                     ? rows * width.loaded * (static_cast<double>(channels * element_) / 32 + 0.5)
+                     : rows * channels * std::min<double>(row_bytes / 32 + 0.9, width.loaded);
     }
     const double of_warp =
         std::max(work[kInput] / cut.input_warps, work[kGradOutput] / (cut.loading_threads / 32 - cut.input_warps));

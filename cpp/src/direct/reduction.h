@@ -43,6 +43,7 @@ struct RegionAxis {
   int32_t stride = 1;  // of the positions of a run
   int32_t runs = 1;
   int32_t entries = 1;  // positions held, in all runs
+  int32_t loaded = 1;   // of them: without those that lie outside of the volume in every box, and stay zero
   int32_t places = 1;   // along the axis: entries, and gaps between the runs
   int32_t slot_pitch = 1, step = 1, step_pitch = 1;
   Run run[kMostTaps] = {};
@@ -52,6 +53,14 @@ struct RegionAxis {
   CONVT3D_HOST_DEVICE int32_t slot(int32_t place) const {
     const int32_t steps = place / step;
     return steps * step_pitch + (place - steps * step) * slot_pitch;
+  }
+  // Positions held before a shift.
+  CONVT3D_HOST_DEVICE int32_t count_before(int32_t shift) const {
+    int32_t count = 0;
+    for (int32_t own = 0; own < runs; ++own) {
+      count += smaller(larger(ceil_divide(shift - run[own].shift, stride), 0), run[own].length);
+    }
+    return count;
   }
   // The slot of the position at a shift; negative where none is held.
   CONVT3D_HOST_DEVICE int32_t slot_at(int32_t shift) const {
@@ -70,19 +79,23 @@ struct RegionAxis {
 // can be copied so, and else as gy does, to be transposed by the products.
 struct Region {
   RegionAxis axis[3];
-  int32_t entries = 0;
-  int32_t span = 1;         // positions that are loaded together along the width: 1, 2 or 4, or 8 that are copied
-  int32_t spans = 0;        // of a line, where they are several
-  bool copied = false;      // x in half types: 16 bytes of voxels at a time, as they lie in global memory
-  int32_t chunks = 0;       // of 16 bytes of channels
-  int32_t chunk_pitch = 0;  // bytes
-  int32_t slot_bits = 0;    // x with voxels inside: 2 or 3, as 4 or 8 slots share 16 bytes
-  int32_t slot_pitch = 16;  // bytes, of such a group of slots
-  int32_t offset = 0;       // bytes from a stage's beginning
+  int32_t span = 1;          // positions that are loaded together along the width: 1, 2 or 4, or 8 that are copied
+  int32_t spans = 0;         // of a line, where they are several
+  int32_t loaded_spans = 0;  // of them: without those that lie outside of the volume in every box
+  bool copied = false;       // x in half types: 16 bytes of voxels at a time, as they lie in global memory
+  int32_t chunks = 0;        // of 16 bytes of channels
+  int32_t chunk_pitch = 0;   // bytes
+  int32_t slot_bits = 0;     // x with voxels inside: 2 or 3, as 4 or 8 slots share 16 bytes
+  int32_t slot_pitch = 16;   // bytes, of such a group of slots
+  int32_t offset = 0;        // bytes from a stage's beginning
 
   // What is loaded together along the width.
-  CONVT3D_HOST_DEVICE int32_t cells_of_line() const { return span > 1 ? spans : axis[2].entries; }
-  CONVT3D_HOST_DEVICE int32_t cells() const { return axis[0].entries * axis[1].entries * cells_of_line(); }
+  CONVT3D_HOST_DEVICE int32_t cells_of_line() const { return span > 1 ? loaded_spans : axis[2].loaded; }
+  CONVT3D_HOST_DEVICE int32_t cells() const { return axis[0].loaded * axis[1].loaded * cells_of_line(); }
+  // Whether something is held that is not loaded.
+  CONVT3D_HOST_DEVICE bool leaves_out() const {
+    return cells() < axis[0].entries * axis[1].entries * (span > 1 ? spans : axis[2].entries);
+  }
 };
 
 // Threads of a block that load, beside the 256 that compute, of which each keeps so many sums: as many as registers are

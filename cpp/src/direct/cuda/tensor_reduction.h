@@ -191,19 +191,15 @@ struct Along {
   int32_t shift, slot;
 };
 
-// Writes the positions of one axis in the order of their shifts, so that neighbouring threads load neighbours.
-inline __device__ void tabulate(const RegionAxis& axis, Along* table) {
+// Writes the positions of one axis that are loaded, in the order of their shifts, so that neighbouring threads load
+// neighbours. `origin` is the first box's.
+inline __device__ void tabulate(const RegionAxis& axis, int origin, Along* table) {
+  const int left_out = smaller(axis.count_before(-origin), axis.entries - axis.loaded);
   for (int run = 0; run < axis.runs; ++run) {
     const RegionAxis::Run own = axis.run[run];
     for (int at = threadIdx.x; at < own.length; at += blockDim.x) {
-      const int shift = own.shift + at * axis.stride;
-      int rank = at;
-      for (int other = 0; other < axis.runs; ++other) {
-        if (other == run) continue;
-        const int below = ceil_divide(shift - axis.run[other].shift, axis.stride);
-        rank += smaller(larger(below, 0), axis.run[other].length);
-      }
-      table[rank] = {shift, axis.slot(own.place + at)};
+      const int shift = own.shift + at * axis.stride, rank = axis.count_before(shift) - left_out;
+      if (rank >= 0 && rank < axis.loaded) table[rank] = {shift, axis.slot(own.place + at)};
     }
   }
 }
@@ -215,7 +211,7 @@ struct CellOrder {
   int in_line, lines, lines_together, cells_together;
 
   __device__ CellOrder(const Region& region, bool is_grad_output)
-      : in_line(region.cells_of_line()), lines(region.axis[0].entries * region.axis[1].entries) {
+      : in_line(region.cells_of_line()), lines(region.axis[0].loaded * region.axis[1].loaded) {
     const int stride = region.axis[2].stride, apart = region.span % stride == 0 ? region.span / stride : 1;
     lines_together = is_grad_output ? smaller(apart, 4) : 1;
     cells_together = 8 / lines_together;
@@ -234,18 +230,21 @@ struct CellOrder {
 };
 
 // Writes all cells of a region from the tables of its height and depth, and of its width where cells are single
-// positions; else cells begin where the volume's do, `before` columns before the region.
-inline __device__ void tabulate(const Region& region, const Along* widths, int before, bool is_grad_output,
+// positions; else cells begin where the volume's do, some columns before the region. `origin` is the first box's along
+// the width.
+inline __device__ void tabulate(const Region& region, const Along* widths, int origin, bool is_grad_output,
                                 Cell* cells) {
-  const Along* heights = widths + region.axis[2].entries;
-  const Along* depths = heights + region.axis[1].entries;
+  const Along* heights = widths + region.axis[2].loaded;
+  const Along* depths = heights + region.axis[1].loaded;
+  const int before = origin & (region.span - 1);
+  const int left_out = smaller(larger(before - origin, 0) / region.span, region.spans - region.loaded_spans);
   const CellOrder order(region, is_grad_output);
   for (int index = threadIdx.x; index < region.cells(); index += blockDim.x) {
     int line, in_width;
     order.find(index, line, in_width);
-    const int plane = line / region.axis[1].entries;
-    const Along depth = depths[plane], height = heights[line - plane * region.axis[1].entries];
-    const int line_slot = depth.slot + height.slot, shift = region.span * in_width;
+    const int plane = line / region.axis[1].loaded;
+    const Along depth = depths[plane], height = heights[line - plane * region.axis[1].loaded];
+    const int line_slot = depth.slot + height.slot, shift = region.span * (left_out + in_width);
     Cell cell;
     const int width = region.span > 1 ? shift : widths[in_width].shift;
     cell.shifts = packed_shifts(depth.shift, height.shift, width);
@@ -1155,12 +1154,13 @@ __global__ void __launch_bounds__(Threads<4 * Pairs * Columns, Ieee>::kAll, 1)
   const int all_bands = 2 * Pairs * cut.row_warps;
   int32_t* steps = reinterpret_cast<int32_t*>(bands + all_bands);
   unsigned char* stages = shared + cut.table_bytes;
+  __syncthreads();  // for the regions' origins
   // The stages are still free for the axes' tables.
   Along* axes = reinterpret_cast<Along*>(stages);
   for (int region = 0; region < 2; ++region) {
     for (int axis = 2; axis >= 0; --axis) {
-      tabulate(regions[region].axis[axis], axes);
-      axes += regions[region].axis[axis].entries;
+      tabulate(regions[region].axis[axis], own.along[region][axis].first, axes);
+      axes += regions[region].axis[axis].loaded;
     }
   }
   tabulate_bands(in, all_bands, bands);
@@ -1168,11 +1168,16 @@ __global__ void __launch_bounds__(Threads<4 * Pairs * Columns, Ieee>::kAll, 1)
   __syncthreads();
   axes = reinterpret_cast<Along*>(stages);
   for (int region = 0; region < 2; ++region) {
-    tabulate(regions[region], axes, own.along[region][2].first & (regions[region].span - 1), region == kGradOutput,
-             cells[region]);
-    for (int axis = 0; axis < 3; ++axis) axes += regions[region].axis[axis].entries;
+    tabulate(regions[region], axes, own.along[region][2].first, region == kGradOutput, cells[region]);
+    for (int axis = 0; axis < 3; ++axis) axes += regions[region].axis[axis].loaded;
   }
   __syncthreads();
+  if (regions[kInput].leaves_out() || regions[kGradOutput].leaves_out()) {
+    // What is not loaded stays zero, in all stages.
+    uint4* vectors = reinterpret_cast<uint4*>(stages);
+    for (int at = threadIdx.x; at < cut.stages * cut.stage_bytes / 16; at += blockDim.x) vectors[at] = uint4{};
+    __syncthreads();
+  }
   if (threadIdx.x < kComputingThreads) {
     ptx::claim_registers<Threads<4 * Pairs * Columns, Ieee>::kComputingRegisters>();
     float sum[Pairs][4 * Columns] = {};
