@@ -421,7 +421,7 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
   const double run = written_run(problem, axes, gather);
   const double waste = has_whole_sectors ? std::pow(340 / run, 0.39) : std::pow(87000 / run, 0.18);
   const double stores = (1 + waste) * destinations * bytes;
-  const double by_channels_out = !is_half ? 35 : row % 2 == 0 ? 23 : 70;
+  const double by_channels_out = !is_half ? 35 : row % 2 == 0 ? 23 : 40;
   const double way_out = destinations / (128 * warpgroups) * (by_channels ? by_channels_out : is_half ? 54 : 71);
   const int product_columns = gather.columns * gather.band();
   const double fragment = is_spread(gather) ? 21 : 21 + 16 * std::min(1.0, 7.0 / gather.tile[2]);  // cycles

@@ -932,15 +932,17 @@ class Multiplier {
             store_run<kBits, 1>(item, phase, slot, first, staging);
           } else if (arguments_.vector_stores) {
             store_run<kBits, 8>(item, phase, slot, first, staging);
-          } else {
+          } else if (arguments_.to.size[2] % 2 == 0) {
             store_run<kBits, 2>(item, phase, slot, first, staging);
+          } else {
+            store_run<kBits, 1>(item, phase, slot, first, staging);
           }
         }
       }
     }
   }
   // Neighbouring threads write neighbouring voxels: one each; of half types vectors of them, or two where they can be
-  // one write.
+  // one write. Of odd rows every other one could not, and the halves of its pairs would write to each sector twice.
   template <int kBits, int kWidth>
   __device__ __forceinline__ void store_run(const PipelinedItem& item, const PipelinedPhase& phase, int slot, int first,
                                             const Staged* staging) const {
