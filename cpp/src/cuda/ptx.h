@@ -183,17 +183,14 @@ __device__ __forceinline__ void copy_async(uint32_t shared, const void* global, 
 __device__ __forceinline__ void commit_copies() {
 #if CONVT3D_HAS_MMA
   asm volatile("cp.async.commit_group;" ::: "memory");
-#else
-  __trap();
 #endif
 }
-// Until all but the newest `Pending` groups of this thread's copies have arrived.
+// Until all but the newest `Pending` groups of this thread's copies have arrived. Where threads copy themselves, see
+// copy_vector, they have.
 template <int Pending>
 __device__ __forceinline__ void wait_for_copies() {
 #if CONVT3D_HAS_MMA
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
-#else
-  __trap();
 #endif
 }
 

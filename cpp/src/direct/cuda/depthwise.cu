@@ -128,6 +128,19 @@ __device__ __forceinline__ Elements<T, Count> rounded(const Accumulator<T> (&sum
   return result;
 }
 
+// Two neighbouring elements of a half type.
+template <class T>
+__device__ __forceinline__ void widen(uint32_t pair, float& first, float& second) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    first = __uint_as_float(pair << 16);  // float32's upper halves
+    second = __uint_as_float(pair & 0xffff0000u);
+  } else {
+    const auto elements = *reinterpret_cast<const Elements<T, 2>*>(&pair);
+    first = static_cast<float>(elements.element[0]);
+    second = static_cast<float>(elements.element[1]);
+  }
+}
+
 // Elements between the last multiple of 16 bytes and `pointer`.
 template <class T>
 CONVT3D_HOST_DEVICE int elements_past_vector(const T* pointer) {
@@ -152,14 +165,12 @@ __device__ __forceinline__ void load_row(const T* from, int first, int length,
   const auto inside = [&](int i) { return static_cast<unsigned>(first + i) < static_cast<unsigned>(length); };
   Words words{};
   if (inside(kBefore)) words = *reinterpret_cast<const Words*>(from + kBefore);
+  if constexpr (sizeof(T) == 2 && sizeof(Word) == 4) {
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) {
-    if constexpr (std::is_same_v<T, __nv_bfloat16> && sizeof(Word) == 4) {
-      const uint32_t pair = words.element[i / 2];  // float32's upper halves
-      x[kBefore + i] = __uint_as_float(i % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
-    } else {
-      x[kBefore + i] = static_cast<Sum>(reinterpret_cast<const T*>(words.element)[i]);
-    }
+    for (int i = 0; i < kVector; i += 2) widen<T>(words.element[i / 2], x[kBefore + i], x[kBefore + i + 1]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) x[kBefore + i] = static_cast<Sum>(reinterpret_cast<const T*>(words.element)[i]);
   }
 #pragma unroll
   for (int i = 0; i < kBefore + kAfter; ++i) {
@@ -635,9 +646,13 @@ struct CorrelatingArguments {
   const T* bias;
   T* destination;  // the narrow volume
   bool reversed;
+  const T* source_end = nullptr;
   int segments = 1, items = 1;  // those along the width, and for all groups of narrow rows
+  int block_items = 1;          // of a block
   int tile_blocks = 1;          // blocks of a plane
+  int stage_pitch = 0;          // elements from stage to stage
   Divisor<int32_t> by_segments, by_tile_blocks;
+  size_t weight_bytes = 0;
   int64_t wide_row_bytes = 0, wide_plane_bytes = 0, narrow_row_bytes = 0, narrow_plane_bytes = 0;
 };
 
@@ -648,6 +663,9 @@ struct CorrelatingArguments {
 template <class T, class Walk, int C, bool kVectors>
 struct CorrelatingTile {
   static constexpr int kStride = Walk::S, kKernel = Walk::K;
+  // Whether rows pass through shared memory: not where they are whole vectors, which are as well loaded as such (kernel
+  // 2 takes 1.05 times the copy's time so, and 1.26 through shared memory; kernel 3, with odd rows, 1.39 and 1.29).
+  static constexpr bool kStaged = !kVectors;
   static constexpr int kColumns = kVectors ? 8 / sizeof(T) : 1, kWide = kStride * kColumns;
   static constexpr int kPhase = kVectors ? (kKernel - 1) / 2 : 0;
   static constexpr int kFirst = -((kKernel - 1 - kPhase) / kStride), kLast = (kWide - 1 + kPhase) / kStride;
@@ -683,12 +701,80 @@ __device__ __forceinline__ void give_taps(const Sum* weights, const Sum (&wide)[
   }
 }
 
+// Stages of shared memory, of which one is read while the others are filled.
+constexpr int kStages = 3;
+
+// Copies the `length` elements from `from` on behind the threads' backs to where `stage` has them: between multiples of
+// 16 bytes as in memory, kVector elements after its begin and on. What shares 16 bytes with them comes along, unless it
+// is no element of the tensor from `tensor` to `tensor_end`.
+template <class T>
+__device__ __forceinline__ void copy_run(T* stage, const T* from, int length, const T* tensor, const T* tensor_end) {
+  constexpr int kVector = 16 / sizeof(T);
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int past = elements_past_vector(from);
+  const int elements = (past + length + kVector - 1) / kVector * kVector;
+  from -= past;
+  stage += kVector;
+  if (from >= tensor && from + elements <= tensor_end) {
+#pragma unroll 4
+    for (int i = thread * kVector; i < elements; i += threads * kVector) ptx::copy_vector(stage + i, from + i, true);
+  } else {
+    for (int i = past + thread; i < past + length; i += threads) stage[i] = from[i];
+  }
+}
+
+// The wide elements of a lane from a stage, in which rows are `pitch` elements apart; zero outside the volume.
+template <class Tile, class T>
+__device__ __forceinline__ void read_rows(const T* from, int pitch, int row, int rows, int column, int columns,
+                                          Accumulator<T> (&wide)[Tile::kRows][Tile::kWide]) {
+  const auto read = [&](auto all_inside) {
+    const auto inside = [&](int i) {
+      return decltype(all_inside)::value || static_cast<unsigned>(row + i) < static_cast<unsigned>(rows);
+    };
+    if constexpr (sizeof(T) == 2 && Tile::kWide == 2) {
+      // Pairs of elements lie within or across words, a row and the next but one in the same way.
+      const uint32_t kept = (static_cast<unsigned>(column) < static_cast<unsigned>(columns) ? 0xffffu : 0) |
+                            (static_cast<unsigned>(column + 1) < static_cast<unsigned>(columns) ? 0xffff0000u : 0);
+      const uint32_t* words[2];
+      unsigned shift[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const T* const pair = from + i * pitch;
+        const int past = static_cast<int>(reinterpret_cast<uintptr_t>(pair) / sizeof(T) % 2);
+        words[i] = reinterpret_cast<const uint32_t*>(pair - past);
+        shift[i] = 16 * past;
+      }
+#pragma unroll
+      for (int i = 0; i < Tile::kRows; ++i) {
+        const uint32_t* const word = words[i % 2] + i / 2 * pitch;
+        const uint32_t pair = inside(i) ? __funnelshift_r(word[0], word[1], shift[i % 2]) & kept : 0;
+        widen<T>(pair, wide[i][0], wide[i][1]);
+      }
+    } else {
+      constexpr bool kWhole = Tile::kColumns > 1;  // segments lie inside
+#pragma unroll
+      for (int i = 0; i < Tile::kRows; ++i) {
+        constexpr int kVector = kWhole ? Tile::kWide : 1;
+        const int length = kWhole ? Tile::kWide : columns;
+        load_row<0, kVector, Tile::kWide - kVector>(from + i * pitch, kWhole ? 0 : column, inside(i) ? length : 0,
+                                                    wide[i]);
+      }
+    }
+  };
+  if (row >= 0 && row + Tile::kRows <= rows) {
+    read(std::true_type());
+  } else {
+    read(std::false_type());
+  }
+}
+
 // The narrow volume from the wide one. The segments of all rows follow one another, and neighbouring lanes have
 // neighbouring ones, 16 bytes each if kVectors: a lane adds up what its own segment gives to the narrow columns around
-// it, and the lanes exchange these sums in the end. Lanes go down through the planes and read every wide element of
-// their rows once, for the M_D narrow planes that meet it; the rows that groups share come from the L1 cache, and so
-// every wide element from memory hardly more than once for each C channels. Bound by memory where there are few taps,
-// else by the instructions, which multiply for the most part.
+// it, and the lanes exchange these sums in the end. A block goes down through the planes, each of which gives to M_D
+// narrow planes. The rows that it meets are one run of memory, whatever the length of a row: where they are no whole
+// vectors, it has them copied into shared memory, two planes ahead. The rows that groups share come from there, or from
+// the L1 cache, and so every wide element from memory hardly more than once for each C channels. Bound by memory where
+// there are few taps, else by the instructions, which multiply for the most part.
 template <class T, class Walk, int C, bool kVectors>
 __global__ void __launch_bounds__(kThreads, resident_blocks<T>(Walk::S == 1 && C > 1 ? 1 : 2))
     correlate(const __grid_constant__ CorrelatingArguments<T> in) {
@@ -699,55 +785,95 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(Walk::S == 1 && C
   constexpr int kFirst = Tile::kFirst;
   extern __shared__ __align__(16) unsigned char shared[];
   Sum* const weights = reinterpret_cast<Sum*>(shared);  // source channel, then destination channel
+  T* const stages = reinterpret_cast<T*>(shared + in.weight_bytes);
   const Correlation& shape = in.shape;
   const int chunk = in.by_tile_blocks.quotient(static_cast<int>(blockIdx.x));
   const int begin = chunk * shape.planes, end = smaller(begin + shape.planes, shape.narrow_d);
+  const int first_item = (static_cast<int>(blockIdx.x) - chunk * in.tile_blocks) * in.block_items;
+  const int last_item = smaller(first_item + in.block_items, in.items) - 1;
+  const int first_group = in.by_segments.quotient(first_item), last_group = in.by_segments.quotient(last_item);
+  // The wide planes and rows that the block meets.
+  const int first_plane = larger(S_D * begin - shape.padding_d, 0);
+  const int end_plane = smaller(S_D * (end - 1) + K_D - shape.padding_d, shape.wide_d);
+  const auto clamped = [&](int row) { return larger(smaller(row, shape.wide_h), 0); };
+  const int first_row = clamped(S * kGroup * first_group - shape.padding_h);
+  const int end_row = clamped(S * kGroup * last_group + Tile::kRows - shape.padding_h);
+  const int run_length = (end_row - first_row) * shape.wide_w;
+
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const int tile = (static_cast<int>(blockIdx.x) - chunk * in.tile_blocks) * static_cast<int>(blockDim.x / 32) +
-                   static_cast<int>(threadIdx.x / 32);
-  const bool idle = tile * Tile::kLanes >= in.items;  // the whole warp
-  const int item = tile * Tile::kLanes - Tile::kBefore + lane;
-  const bool lives = item >= 0 && item < in.items;
-  const int group = in.by_segments.quotient(lives ? item : 0);
-  const int segment = (lives ? item : 0) - group * in.segments;
+  const int tile_item = first_item + static_cast<int>(threadIdx.x / 32) * Tile::kLanes;
+  const bool idle = tile_item > last_item;  // the whole warp
+  const int own_item = tile_item - Tile::kBefore + lane;
+  // Lanes before and behind the block's rows have nothing to give.
+  const bool lives = own_item >= first_group * in.segments && own_item < (last_group + 1) * in.segments;
+  const int item = lives ? own_item : first_item;
+  const int group = in.by_segments.quotient(item), segment = item - group * in.segments;
   const int row = group * kGroup, column = segment * kColumns;
   const int wide_row = S * row - shape.padding_h, wide_column = kWide * segment - (kVectors ? 0 : shape.padding_w);
-  const bool stores = lives && lane >= Tile::kBefore && lane < Tile::kBefore + Tile::kLanes && column < shape.narrow_w;
+  // Segments that lie outside as a whole read nothing, but not from beyond the stage.
+  const int run_offset =
+      (wide_row - first_row) * shape.wide_w + larger(smaller(wide_column, shape.wide_w - 1), 1 - kWide);
+  const bool stores = lives && own_item <= last_item && lane >= Tile::kBefore && lane < Tile::kBefore + Tile::kLanes &&
+                      column < shape.narrow_w;
 
   for (int64_t sample = blockIdx.z; sample < in.channels.samples; sample += gridDim.z) {
     for (int which = blockIdx.y; which < in.channels.blocks; which += gridDim.y) {
       const ChannelShare channels(in.channels, sample, which, C);
+      const int64_t channel_bytes = shape.wide_d * in.wide_plane_bytes;
+      const T* const volume = advanced(in.source, channels.source * channel_bytes + first_row * in.wide_row_bytes);
+      int copied_plane = first_plane, copied_channel = 0;
+      const auto copy_next = [&](int stage) {
+        if (copied_plane < end_plane) {
+          copy_run(stages + stage * in.stage_pitch,
+                   advanced(volume, copied_channel * channel_bytes + copied_plane * in.wide_plane_bytes), run_length,
+                   in.source, in.source_end);
+        }
+        ptx::commit_copies();
+        if (++copied_channel == in.channels.sources) copied_channel = 0, ++copied_plane;
+      };
       __syncthreads();
+      if constexpr (Tile::kStaged) {
+#pragma unroll 1
+        for (int i = 0; i < kStages - 1; ++i) copy_next(i);
+      }
       for_weights<C>(in.channels, channels, in.weight, kTaps, [&](int source, int c, int tap, Sum w) {
         const int at = in.reversed ? kTaps - 1 - tap : tap;
         weights[(source * C + c) * Tile::kWeights + at / K * Tile::kPitch + at % K] = w;
       });
-      __syncthreads();
-      if (idle) continue;
-      const T* plane_from =
-          advanced(in.source, (channels.source * shape.wide_d + S_D * begin - shape.padding_d) * in.wide_plane_bytes +
-                                  wide_row * in.wide_row_bytes) +
-          wide_column;
+      if constexpr (!Tile::kStaged) __syncthreads();
       T* to = advanced(in.destination, (channels.destination * shape.narrow_d + begin) * in.narrow_plane_bytes +
                                            row * in.narrow_row_bytes) +
               column;
 
       Sum sum[C][M_D][kGroup][Tile::kSums] = {};  // of narrow plane m - a
+      int stage = 0;
       for (int m = begin; m < end + M_D - 1; ++m) {
 #pragma unroll 1
-        for (int e_d = 0; e_d < S_D; ++e_d, plane_from = advanced(plane_from, in.wide_plane_bytes)) {
+        for (int e_d = 0; e_d < S_D; ++e_d) {
           const int plane = S_D * m - shape.padding_d + e_d;
-          if (static_cast<unsigned>(plane) >= static_cast<unsigned>(shape.wide_d)) continue;
+          if (plane < 0 || plane >= end_plane) continue;
           const Sum* w = weights + e_d * K * Tile::kPitch;
-          const T* from = plane_from;
+          const T* from = advanced(volume, plane * in.wide_plane_bytes);
 #pragma unroll 1
           for (int channel = 0; channel < in.channels.sources; ++channel) {
             Sum wide[Tile::kRows][kWide];
-            // Vectors lie inside.
-            load_rows<0, kVectors ? kWide : 1, kVectors ? 0 : S - 1>(from, wide_row, shape.wide_h, in.wide_row_bytes,
-                                                                     kVectors ? 0 : wide_column,
-                                                                     kVectors ? kWide : shape.wide_w, wide);
-            from = advanced(from, shape.wide_d * in.wide_plane_bytes);
+            if constexpr (Tile::kStaged) {
+              ptx::wait_for_copies<kStages - 2>();
+              __syncthreads();  // The stage has arrived, and the one before it has been read.
+              copy_next((stage + kStages - 1) % kStages);
+              const T* const run =
+                  stages + (stage * in.stage_pitch + 16 / static_cast<int>(sizeof(T))) + elements_past_vector(from);
+              if (++stage == kStages) stage = 0;
+              if (!idle) {
+                read_rows<Tile>(run + run_offset, shape.wide_w, wide_row, shape.wide_h, wide_column, shape.wide_w,
+                                wide);
+              }
+            } else if (!idle) {
+              // Vectors lie inside.
+              load_rows<0, kWide, 0>(from + run_offset, wide_row, shape.wide_h, in.wide_row_bytes, 0, kWide, wide);
+            }
+            from = advanced(from, channel_bytes);
+            if (idle) continue;
 #pragma unroll
             for (int c = 0; c < C; ++c, w += Tile::kWeights) {
 #pragma unroll
@@ -927,29 +1053,64 @@ bool with_walk(const Problem& problem, const Use& use) {
 // Products that one sum may add up, which bounds its error.
 constexpr int kMostProducts = 1024;
 
-// Whether the kernel takes the problem; its weights must fit in shared memory.
+// A block's shared memory, which every GPU has; only where one group's rows need more, a block may take all there is.
+constexpr int64_t kSharedBytes = 64 * 1024;
+
+int64_t most_shared_bytes() {
+  int device = 0, bytes = 0;
+  check_cuda(cudaGetDevice(&device), "finding the current device");
+  check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+             "reading the device's shared memory");
+  return bytes;
+}
+
+// Whether the kernel takes the problem; its weights and rows must fit in shared memory.
 template <class T, class Walk, int C, bool kVectors>
 bool launch_correlate(CorrelatingArguments<T> in, cudaStream_t stream) {
   using Tile = CorrelatingTile<T, Walk, C, kVectors>;
-  const int64_t weight_bytes =
-      int64_t{in.channels.sources} * C * Tile::kWeights * static_cast<int64_t>(sizeof(Accumulator<T>));
+  constexpr int kVector = 16 / sizeof(T);
+  const auto parts = [](int all, int most) { return (all + most - 1) / most; };
+  const auto share = [&](int all, int most) { return parts(all, parts(all, most)); };  // of equal parts
+  const int64_t weights = int64_t{in.channels.sources} * C * Tile::kWeights;
+  const int64_t weight_bytes = weights * static_cast<int64_t>(sizeof(Accumulator<T>));
   if (weight_bytes > kWeightBytes || in.channels.sources * Walk::K_D * Walk::K * Walk::K > kMostProducts) return false;
+  in.weight_bytes = static_cast<size_t>((weight_bytes + 15) / 16 * 16);
   in.shape.cut_depth();
   const Correlation& shape = in.shape;
   in.segments = kVectors ? shape.narrow_w / Tile::kColumns : shape.narrow_w + Tile::kAfter;
+  // Of a row that is too long for a block; segments beyond the last column make them equal.
+  constexpr int kMostItems = kWarps * Tile::kLanes;
+  const int pieces = parts(in.segments, kMostItems);
+  if (!kVectors) in.segments = parts(in.segments, pieces) * pieces;
   in.by_segments = Divisor<int32_t>(in.segments);
-  in.items = (shape.narrow_h + Tile::kGroup - 1) / Tile::kGroup * in.segments;
-  const int tiles = (in.items + Tile::kLanes - 1) / Tile::kLanes;
-  in.tile_blocks = (tiles + kWarps - 1) / kWarps;
+  const int groups = parts(shape.narrow_h, Tile::kGroup);
+  in.items = groups * in.segments;
+  const auto stage_elements = [&](int block_groups) {
+    const int rows = smaller((block_groups - 1) * Tile::kGroup * Tile::kStride + Tile::kRows, shape.wide_h);
+    return (static_cast<int64_t>(rows) * shape.wide_w / kVector + 4) * kVector;  // and a vector around each end
+  };
+  const auto shared_bytes = [&](int block_groups) {
+    const int64_t stage_bytes = Tile::kStaged ? stage_elements(block_groups) * static_cast<int64_t>(sizeof(T)) : 0;
+    return static_cast<int64_t>(in.weight_bytes) + kStages * stage_bytes;
+  };
+  int block_groups = pieces > 1 ? 1 : share(groups, kMostItems / in.segments);
+  while (block_groups > 1 && shared_bytes(block_groups) > kSharedBytes) block_groups = share(groups, block_groups - 1);
+  in.block_items = parts(block_groups * in.segments, pieces);
+  if (in.segments % pieces != 0) block_groups = 2;  // pieces of vectors may reach from group to group
+  if (shared_bytes(block_groups) > kSharedBytes && shared_bytes(block_groups) > most_shared_bytes()) return false;
+  in.stage_pitch = static_cast<int>(stage_elements(block_groups));
+  in.tile_blocks = parts(in.items, in.block_items);
   in.by_tile_blocks = Divisor<int32_t>(in.tile_blocks);
-  const int warps = (tiles + in.tile_blocks - 1) / in.tile_blocks;
+  const int warps = parts(in.block_items, Tile::kLanes);
   in.wide_row_bytes = shape.wide_w * static_cast<int64_t>(sizeof(T));
   in.wide_plane_bytes = shape.wide_h * in.wide_row_bytes;
   in.narrow_row_bytes = shape.narrow_w * static_cast<int64_t>(sizeof(T));
   in.narrow_plane_bytes = shape.narrow_h * in.narrow_row_bytes;
+  in.source_end = in.source + in.channels.samples * in.channels.groups * in.channels.sources * int64_t{shape.wide_d} *
+                                  shape.wide_h * shape.wide_w;
   launch("depthwise correlation", correlate<T, Walk, C, kVectors>,
          in.channels.grid(static_cast<int64_t>(shape.chunks) * in.tile_blocks), warps * 32,
-         static_cast<size_t>(weight_bytes), stream, in);
+         static_cast<size_t>(shared_bytes(block_groups)), stream, in);
   return true;
 }
 
