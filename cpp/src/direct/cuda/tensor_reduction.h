@@ -180,10 +180,11 @@ class LaneWalk {
   int32_t place_ = 0;
 };
 
-// The shifts of a position along the three axes in one word, each below a bit that is 0, the guard.
+// The shifts of a position along the three axes in one word, each below a bit that is 1, the guard.
 constexpr uint32_t kGuards = 1u << 31 | 1u << 21 | 1u << 11;
 inline __device__ uint32_t packed_shifts(int depth, int height, int width) {
-  return static_cast<uint32_t>(depth) << 22 | static_cast<uint32_t>(height) << 12 | static_cast<uint32_t>(width);
+  return kGuards | static_cast<uint32_t>(depth) << 22 | static_cast<uint32_t>(height) << 12 |
+         static_cast<uint32_t>(width);
 }
 
 // A position of one axis.
@@ -308,8 +309,8 @@ class Place {
     return data_ + wide_product(channel, volume.channel_stride) + wide_product(voxel, volume.voxel_stride);
   }
   __device__ bool is_inside(uint32_t shifts) const {
-    // The subtractions leave the guards standing where nothing is borrowed.
-    return (((shifts | kGuards) - low_) & (high_ - shifts) & kGuards) == kGuards;
+    // A subtraction leaves a guard standing where the shift is no less than what is taken away.
+    return ((((shifts - low_) ^ kGuards) | (shifts - beyond_)) & kGuards) == 0;
   }
 
  private:
@@ -328,7 +329,7 @@ class Place {
     const int before = axis == 2 ? origin & (kSpan - 1) : 0;
     const bool has_axis = lane_ < 3;
     low_ = ptx::or_of_warp(has_axis ? static_cast<uint32_t>(low) << bit : 0);
-    high_ = ptx::or_of_warp(has_axis ? static_cast<uint32_t>(high) << bit : 0) | kGuards;
+    beyond_ = ptx::or_of_warp(has_axis ? static_cast<uint32_t>(high + 1) << bit : 0);
     const int voxel = ptx::sum_of_warp(has_axis ? (origin - before) * along.pitch : 0);
     const Volume<T>& volume = in_.volume[kRegion];
     data_ = reinterpret_cast<const char*>(volume.data + walk_.sample() * volume.sample_elements) +
@@ -341,7 +342,7 @@ class Place {
   const int lane_;
   LaneWalk walk_;
   const char* data_ = nullptr;
-  uint32_t low_ = 0, high_ = 0;
+  uint32_t low_ = 0, beyond_ = 0;  // the first shifts inside, and the first ones behind them
 };
 
 // The numbers of a region's units in a box, made up to whole warps.
