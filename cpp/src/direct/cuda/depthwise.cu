@@ -663,9 +663,9 @@ struct CorrelatingArguments {
 template <class T, class Walk, int C, bool kVectors>
 struct CorrelatingTile {
   static constexpr int kStride = Walk::S, kKernel = Walk::K;
-  // Whether rows pass through shared memory: not where they are whole vectors, which are as well loaded as such (kernel
-  // 2 takes 1.05 times the copy's time so, and 1.26 through shared memory; kernel 3, with odd rows, 1.39 and 1.29).
-  static constexpr bool kStaged = !kVectors;
+  // Whether rows pass through shared memory: float32's that are whole vectors are as well loaded as such (kernel 2
+  // takes 1.05 times the copy's time so, and 1.26 through shared memory), of half types those of few taps.
+  static constexpr bool kStaged = !kVectors || (sizeof(T) == 2 && kKernel > 2);
   static constexpr int kColumns = kVectors ? 8 / sizeof(T) : 1, kWide = kStride * kColumns;
   static constexpr int kPhase = kVectors ? (kKernel - 1) / 2 : 0;
   static constexpr int kFirst = -((kKernel - 1 - kPhase) / kStride), kLast = (kWide - 1 + kPhase) / kStride;
@@ -856,24 +856,24 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(Walk::S == 1 && C
           const T* from = advanced(volume, plane * in.wide_plane_bytes);
 #pragma unroll 1
           for (int channel = 0; channel < in.channels.sources; ++channel) {
-            Sum wide[Tile::kRows][kWide];
+            const T* rows = from;
             if constexpr (Tile::kStaged) {
               ptx::wait_for_copies<kStages - 2>();
               __syncthreads();  // The stage has arrived, and the one before it has been read.
               copy_next((stage + kStages - 1) % kStages);
-              const T* const run =
-                  stages + (stage * in.stage_pitch + 16 / static_cast<int>(sizeof(T))) + elements_past_vector(from);
-              if (++stage == kStages) stage = 0;
-              if (!idle) {
-                read_rows<Tile>(run + run_offset, shape.wide_w, wide_row, shape.wide_h, wide_column, shape.wide_w,
-                                wide);
-              }
-            } else if (!idle) {
-              // Vectors lie inside.
-              load_rows<0, kWide, 0>(from + run_offset, wide_row, shape.wide_h, in.wide_row_bytes, 0, kWide, wide);
+              rows = stages + (stage * in.stage_pitch + 16 / static_cast<int>(sizeof(T))) + elements_past_vector(from);
             }
             from = advanced(from, channel_bytes);
+            if (Tile::kStaged && ++stage == kStages) stage = 0;
             if (idle) continue;
+            Sum wide[Tile::kRows][kWide];
+            rows += run_offset;
+            if constexpr (Tile::kStaged) {
+              read_rows<Tile>(rows, shape.wide_w, wide_row, shape.wide_h, wide_column, shape.wide_w, wide);
+            } else {
+              // Vectors lie inside.
+              load_rows<0, kWide, 0>(rows, wide_row, shape.wide_h, in.wide_row_bytes, 0, kWide, wide);
+            }
 #pragma unroll
             for (int c = 0; c < C; ++c, w += Tile::kWeights) {
 #pragma unroll
