@@ -632,24 +632,23 @@ std::optional<double> cut_pipelined_gather(const Problem& problem, Operator op, 
   double least = std::numeric_limits<double>::max();
   PipelinedGather best;
   try_kernels(problem, op, target, gather, least, best);
-  gather.merged_groups = static_cast<int>(groups_of_product(problem.groups, sources * gather_element_bytes(problem)));
+  gather.merged_groups = static_cast<int>(groups_of_product(problem.groups, sources * gather.element_bytes));
   if (gather.merged_groups > 1) {
     gather.has_gaps = true;
     try_kernels(with_merged_groups(problem, gather.merged_groups), op, target, gather, least, best);
   }
   if (least == std::numeric_limits<double>::max()) return std::nullopt;
   result = best;
-  const int64_t groups = problem.groups / result.merged_groups;
+  const Problem merged = with_merged_groups(problem, result.merged_groups);
   result.packed_bytes =
-      groups * result.column_blocks * result.channel_blocks * int64_t{result.units} * result.unit_bytes +
+      merged.groups * result.column_blocks * result.channel_blocks * int64_t{result.units} * result.unit_bytes +
       (result.has_gaps ? 16 : 0);
   // Threads that pack are counted in 32 bits.
   if (result.weight_bytes() / 32 > std::numeric_limits<int32_t>::max()) return std::nullopt;
-  result.blocks = static_cast<int>(
-      std::min(result.items, most_blocks(with_merged_groups(problem, result.merged_groups), target, result)));
+  result.blocks = static_cast<int>(std::min(result.items, most_blocks(merged, target, result)));
   result.by_columns = Divisor<int32_t>(result.column_blocks);
   result.by_phases = Divisor<int32_t>(result.phase_blocks);
-  result.by_groups = Divisor<int32_t>(groups);
+  result.by_groups = Divisor<int32_t>(merged.groups);
   for (int axis = 0; axis < 3; ++axis) {
     result.by_tiles[axis] = Divisor<int32_t>(result.tiles[axis]);
     result.by_tile[axis] = Divisor<int32_t>(result.tile[axis]);

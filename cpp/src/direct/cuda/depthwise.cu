@@ -771,10 +771,11 @@ __device__ __forceinline__ void read_rows(const T* from, int pitch, int row, int
 // The narrow volume from the wide one. The segments of all rows follow one another, and neighbouring lanes have
 // neighbouring ones, 16 bytes each if kVectors: a lane adds up what its own segment gives to the narrow columns around
 // it, and the lanes exchange these sums in the end. A block goes down through the planes, each of which gives to M_D
-// narrow planes. The rows that it meets are one run of memory, whatever the length of a row: where they are no whole
-// vectors, it has them copied into shared memory, two planes ahead. The rows that groups share come from there, or from
-// the L1 cache, and so every wide element from memory hardly more than once for each C channels. Bound by memory where
-// there are few taps, else by the instructions, which multiply for the most part.
+// narrow planes. The rows that it meets are one run of memory, whatever the length of a row, which it has copied into
+// shared memory two planes ahead, or where that is slower loads as vectors, see CorrelatingTile::kStaged. The rows that
+// groups share come from there, or from the L1 cache, and so every wide element from memory hardly more than once for
+// each C channels. Bound by memory where there are few taps, else by the instructions, which multiply for the most
+// part.
 template <class T, class Walk, int C, bool kVectors>
 __global__ void __launch_bounds__(kThreads, resident_blocks<T>(Walk::S == 1 && C > 1 ? 1 : 2))
     correlate(const __grid_constant__ CorrelatingArguments<T> in) {
