@@ -56,8 +56,16 @@ RegionAxis make_region_axis(int64_t extent, int64_t taps, int64_t voxels, int64_
   return axis;
 }
 
+// Slots from one line of gy to the next. Odd, so that neighbouring lines are stored to banks of their own; but eight
+// voxels of half types, of two lines or four where a product's are so narrow, should be read from all banks.
+int64_t line_pitch(int64_t slots, int64_t step_width, int64_t element_size) {
+  const bool is_narrow = element_size == 2 && (step_width == 2 || step_width == 4);
+  if (!is_narrow) return slots | 1;
+  return slots + (step_width - slots % (2 * step_width) + 2 * step_width) % (2 * step_width);
+}
+
 // Lays out gy's region, whose axes are known; returns its bytes.
-int64_t finish_grad_output(Region& region, int64_t channels, int64_t element_size) {
+int64_t finish_grad_output(Region& region, int64_t step_width, int64_t channels, int64_t element_size) {
   region.chunks = static_cast<int32_t>(channels * element_size / 16);
   int64_t slots = 1;
   for (int axis = 2; axis >= 0; --axis) {
@@ -66,7 +74,7 @@ int64_t finish_grad_output(Region& region, int64_t channels, int64_t element_siz
     along.step = along.places;
     for (int32_t& slot : along.tap_slot) slot *= along.slot_pitch;
     slots *= along.places;
-    if (axis == 2) slots |= 1;  // neighbouring lines, too, are stored to banks of their own
+    if (axis == 2) slots = line_pitch(slots, step_width, element_size);
   }
   // Neighbouring chunks lie half of the 32 banks apart, so that eight float32 channels of four voxels, or two chunks of
   // four positions, meet every bank once.
@@ -301,7 +309,8 @@ class Search {
     choose_span(input, cut.axis[2], false);
     choose_span(grad_output, cut.axis[2], true);
     const int64_t input_bytes = finish_input(input, cut.axis, cut.columns_per_tile, element_);
-    const int64_t grad_output_bytes = finish_grad_output(grad_output, cut.channel_bands * 8, element_);
+    const int64_t grad_output_bytes =
+        finish_grad_output(grad_output, cut.axis[2].step, cut.channel_bands * 8, element_);
     grad_output.offset = static_cast<int32_t>(round_up(input_bytes, 128));
     const int64_t stage_bytes = grad_output.offset + round_up(grad_output_bytes, 128);
     const int64_t cells = int64_t{input.cells()} + grad_output.cells();
@@ -310,7 +319,8 @@ class Search {
                      16 * warp_tile(cut).pairs * cut.row_warps + 4 * (cut.steps + cut.voxel_warps),
                  128);
     const int64_t stages = std::min<int64_t>((shared_ - table_bytes) / stage_bytes, kMostStages);
-    const int64_t tile_bytes = 4 * taps_of(cut) * 8 * cut.channel_bands * cut.columns_per_tile;
+    const SumPitches sums(cut, problem_.layout == Layout::ndhwc);
+    const int64_t tile_bytes = int64_t{4} * sums.in_channel * cut.columns_per_tile;
     if (stages < 2 || stages * stage_bytes < tile_bytes) return;  // the sums leave through the stages
     cut.stages = static_cast<int32_t>(stages);
     cut.input_warps =
@@ -380,7 +390,7 @@ class Search {
       const double block =
           static_cast<double>(ceil_divide<int64_t>(cut.boxes, parts)) * box + kBlockCycles + sums * kSumCycles;
       const double rounds = static_cast<double>(ceil_divide<int64_t>(parts * cut.tiles, multiprocessors_));
-      const double partial_bytes = 8.0 * static_cast<double>(parts * problem_.weight_elements());
+      const double partial_bytes = (parts == 1 ? 0 : 8.0) * static_cast<double>(parts * problem_.weight_elements());
       const double cost = rounds * block + partial_bytes / (kPartialBytes * static_cast<double>(multiprocessors_));
       if (cost < cost_) {
         cost_ = cost;

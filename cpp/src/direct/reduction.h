@@ -159,6 +159,21 @@ struct TensorReduction {
   int32_t table_bytes = 0;  // of shared memory, before the stages
 };
 
+// A tile's sums on their way out through shared memory, in floats: [input channel][output channel][tap], or with the
+// last two exchanged where the weights' channels are innermost. Those of eight output channels by four every other
+// input channel, which a warp writes at once, meet in no bank.
+struct SumPitches {
+  int32_t tap, channel, in_channel;
+
+  CONVT3D_HOST_DEVICE SumPitches(const TensorReduction& cut, bool channels_last) {
+    const int32_t taps = cut.axis[0].taps * cut.axis[1].taps * cut.axis[2].taps, channels = 8 * cut.channel_bands;
+    tap = channels_last ? channels : 1;
+    channel = channels_last ? 1 : taps | 1;
+    const int32_t all = channels_last ? taps * tap : channels * channel;
+    in_channel = all + (4 - all % 8 + 8) % 8;
+  }
+};
+
 // How the tensor-core kernel takes the problem, with at most `budget` bytes of partial sums, and the clock cycles that
 // this is expected to take; or nothing where it doesn't.
 std::optional<double> cut_tensor_reduction(const Problem& problem, const Target& target, int64_t budget,

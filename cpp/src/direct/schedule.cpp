@@ -74,7 +74,8 @@ Plan plan_direct(const Problem& problem, Operator op, const Target& target, int6
       schedule.reduction = Family::tensor;
       plan.partials = schedule.tensor_reduction.parts;
     }
-    plan.partial_bytes = align(plan.partials * partial);
+    const bool in_place = schedule.reduction == Family::tensor && plan.partials == 1;
+    plan.partial_bytes = in_place ? 0 : align(plan.partials * partial);
   }
   plan.workspace_bytes = plan.weight_bytes + plan.partial_bytes;
   // Part of an expectation is none.

@@ -71,7 +71,7 @@ class Runner {
         break;
       case Family::tensor:
         if constexpr (!std::is_same_v<T, double>) {
-          reduce_tensor<T>(problem, schedule().tensor_reduction, grad_output, input, partials, stream_);
+          reduce_tensor<T>(problem, schedule().tensor_reduction, grad_output, input, partials, result, stream_);
         }
         break;
       case Family::pipelined:
@@ -79,6 +79,7 @@ class Runner {
         reduce_simt<T>(problem, plan_.partials, grad_output, input, partials, stream_);
         break;
     }
+    if (plan_.partial_bytes == 0) return;
     const Begins begins = plan_.target.compute_capability == 90 ? Begins::early : Begins::in_turn;
     sum_partials<T>(partials, plan_.partials, problem.weight_elements(), result, stream_, begins);
   }

@@ -41,8 +41,9 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
 template <class T>
 void fill_bare_rows(const Problem& problem, const PipelinedGather& gather, const T* bias, T* output,
                     cudaStream_t stream);
+// If there is one part of the sums, they go to the result at once.
 template <class T>
 void reduce_tensor(const Problem& problem, const TensorReduction& reduction, const T* grad_output, const T* input,
-                   float* partials, cudaStream_t stream);
+                   float* partials, T* result, cudaStream_t stream);
 
 }  // namespace convt3d::direct

@@ -81,6 +81,7 @@ struct Arguments {
   TensorReduction cut;
   Volume<T> volume[2];
   float* partials;
+  T* result;  // where the sums go if there is one part of them
   int64_t partial_elements;
   bool channels_last;
   int32_t input_warps;  // of the loading warps; the others load gy
@@ -746,18 +747,6 @@ struct Band {
   int32_t sum;     // of its first channel among the sums of the tile's first input channel; negative if it has none
 };
 
-// How those sums lie: in the order of the weights.
-struct SumPitches {
-  int32_t tap, channel, in_channel;
-
-  __device__ SumPitches(const TensorReduction& cut, bool channels_last) {
-    const int taps = cut.axis[0].taps * cut.axis[1].taps * cut.axis[2].taps, channels = 8 * cut.channel_bands;
-    tap = channels_last ? channels : 1;
-    channel = channels_last ? 1 : taps;
-    in_channel = channels * taps;
-  }
-};
-
 // From a warp's band to its next pair: the warps of a warpgroup take turns.
 constexpr int kPairPitch = 8;
 
@@ -1067,8 +1056,8 @@ __device__ void multiply_boxes(const TensorReduction& cut, const Assignment& own
   if constexpr (!Ieee) ptx::wait_for_products<0>();
 }
 
-// Writes the computing warps' sums to the block's part of the partial sums, which lie as the weights do: through shared
-// memory, where two warpgroups that shared the voxels add up.
+// Writes the computing warps' sums to the block's part of the partial sums, or the result if that is all of them, which
+// lie as the weights do: through shared memory, where two warpgroups that shared the voxels add up.
 template <class T, int Pairs, int Columns>
 __device__ void write_sums(const Arguments<T>& in, const Assignment& own, const Band* bands, unsigned char* stages,
                            const float (&sum)[Pairs][4 * Columns]) {
@@ -1102,9 +1091,11 @@ __device__ void write_sums(const Arguments<T>& in, const Assignment& own, const 
   const int taps = cut.axis[0].kernel * cut.axis[1].kernel * cut.axis[2].kernel;
   const int in_channels = smaller(cut.in_channels - own.first_in_channel, cut.columns_per_tile);
   float* partial = in.partials + own.part * in.partial_elements;
-  const int fast_extent = in.channels_last ? pitches.tap : pitches.channel;
-  for (int index = threadIdx.x; index < pitches.in_channel; index += kComputingThreads) {
+  const int tile_taps = cut.axis[0].taps * cut.axis[1].taps * cut.axis[2].taps, tile_channels = 8 * cut.channel_bands;
+  const int fast_extent = in.channels_last ? tile_channels : tile_taps;
+  for (int index = threadIdx.x; index < tile_taps * tile_channels; index += kComputingThreads) {
     const int slow = index / fast_extent, fast = index - slow * fast_extent;
+    const float* sums = tile + slow * (in.channels_last ? pitches.tap : pitches.channel) + fast;
     const int tile_tap = in.channels_last ? slow : fast;
     const int out_channel = own.first_out_channel + (in.channels_last ? fast : slow);
     const int line = tile_tap / cut.axis[2].taps, plane = line / cut.axis[1].taps;
@@ -1114,12 +1105,16 @@ __device__ void write_sums(const Arguments<T>& in, const Assignment& own, const 
                         tap[2] < cut.axis[2].kernel;
     if (!exists) continue;
     const int kernel_tap = (tap[0] * cut.axis[1].kernel + tap[1]) * cut.axis[2].kernel + tap[2];
-    float* target =
-        partial + (in.channels_last ? kernel_tap * cut.out_channels + out_channel : out_channel * taps + kernel_tap);
+    const int target = in.channels_last ? kernel_tap * cut.out_channels + out_channel : out_channel * taps + kernel_tap;
     const int first_channel = own.first_channel(cut, kInput);
     for (int channel = 0; channel < in_channels; ++channel) {
-      target[static_cast<int64_t>(first_channel + channel) * cut.out_channels * taps] =
-          tile[channel * pitches.in_channel + index];
+      const int64_t at = static_cast<int64_t>(first_channel + channel) * cut.out_channels * taps + target;
+      const float total = sums[channel * pitches.in_channel];
+      if (cut.parts == 1) {
+        in.result[at] = static_cast<T>(total);
+      } else {
+        partial[at] = total;
+      }
     }
   }
 }
@@ -1256,7 +1251,7 @@ Kernel<T> kernel_for(const Problem& problem, const TensorReduction& cut) {
 
 template <class T>
 void reduce_tensor(const Problem& problem, const TensorReduction& reduction, const T* grad_output, const T* input,
-                   float* partials, cudaStream_t stream) {
+                   float* partials, T* result, cudaStream_t stream) {
   using namespace tensor_reduction;
   Arguments<T> arguments;
   arguments.cut = reduction;
@@ -1270,6 +1265,7 @@ void reduce_tensor(const Problem& problem, const TensorReduction& reduction, con
   }
   arguments.input_warps = reduction.input_warps;
   arguments.partials = partials;
+  arguments.result = result;
   arguments.partial_elements = problem.weight_elements();
   arguments.channels_last = problem.layout == Layout::ndhwc;
   const size_t shared_bytes = reduction.table_bytes + static_cast<size_t>(reduction.stages) * reduction.stage_bytes;

@@ -4,6 +4,6 @@
 namespace convt3d::direct {
 
 template void reduce_tensor(const Problem&, const TensorReduction&, const __nv_bfloat16*, const __nv_bfloat16*, float*,
-                            cudaStream_t);
+                            __nv_bfloat16*, cudaStream_t);
 
 }  // namespace convt3d::direct

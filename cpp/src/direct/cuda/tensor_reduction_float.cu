@@ -3,6 +3,7 @@
 
 namespace convt3d::direct {
 
-template void reduce_tensor(const Problem&, const TensorReduction&, const float*, const float*, float*, cudaStream_t);
+template void reduce_tensor(const Problem&, const TensorReduction&, const float*, const float*, float*, float*,
+                            cudaStream_t);
 
 }  // namespace convt3d::direct

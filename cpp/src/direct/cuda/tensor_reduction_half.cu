@@ -3,6 +3,7 @@
 
 namespace convt3d::direct {
 
-template void reduce_tensor(const Problem&, const TensorReduction&, const __half*, const __half*, float*, cudaStream_t);
+template void reduce_tensor(const Problem&, const TensorReduction&, const __half*, const __half*, float*, __half*,
+                            cudaStream_t);
 
 }  // namespace convt3d::direct
