@@ -359,6 +359,26 @@ __device__ __forceinline__ void copy_bulk(uint32_t shared, const void* global, u
 #endif
 }
 
+// The same from shared to global memory, which the thread's writes before a fence_shared_for_wgmma are part of.
+__device__ __forceinline__ void store_bulk(void* global, uint32_t shared, uint32_t bytes) {
+#if CONVT3D_HAS_WGMMA
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global), "r"(shared), "r"(bytes)
+               : "memory");
+#endif
+}
+__device__ __forceinline__ void commit_bulk_stores() {
+#if CONVT3D_HAS_WGMMA
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+#endif
+}
+// Until all but the newest `Pending` groups of this thread's bulk stores have read what they store.
+template <int Pending>
+__device__ __forceinline__ void wait_for_bulk_stores() {
+#if CONVT3D_HAS_WGMMA
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(Pending) : "memory");
+#endif
+}
+
 // Kernels that overlap, see Begins in cuda/launch.h. Until the kernel before this one has ended and its writes are
 // visible; at once where this one began in turn.
 __device__ __forceinline__ void wait_for_previous_kernel() {

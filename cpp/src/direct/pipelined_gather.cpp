@@ -422,7 +422,8 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
   const double waste = has_whole_sectors ? std::pow(340 / run, 0.39) : std::pow(87000 / run, 0.18);
   const double stores = (1 + waste) * destinations * bytes;
   const double by_channels_out = !is_half ? 35 : row % 2 == 0 ? 23 : 40;
-  const double way_out = destinations / (128 * warpgroups) * (by_channels ? by_channels_out : is_half ? 54 : 71);
+  const double by_voxels_out = gather.stores_in_bulk ? (is_half ? 30 : 50) : is_half ? 54 : 71;
+  const double way_out = destinations / (128 * warpgroups) * (by_channels ? by_channels_out : by_voxels_out);
   const int product_columns = gather.columns * gather.band();
   const double fragment = is_spread(gather) ? 21 : 21 + 16 * std::min(1.0, 7.0 / gather.tile[2]);  // cycles
   const SourceLoads source = source_loads(problem, op, gather, 0);
@@ -525,6 +526,28 @@ bool set_strides(const Axes& axes, PipelinedGather& gather) {
   return gather.phase_blocks <= kMaximumPhases && gather.phase_blocks * passes <= kMaximumPasses;
 }
 
+// How sums leave, and what room that takes.
+void set_way_out(const Problem& problem, Operator op, PipelinedGather& gather) {
+  const bool forward = op == Operator::forward;
+  const int64_t channels = forward ? problem.group_out_channels() : problem.group_in_channels();
+  const int64_t row = forward ? problem.output()[2] : problem.input[2], bytes = gather.element_bytes;
+  const bool has_rows = gather.slot_extent[2] == gather.destination_stride[2];
+  if (problem.layout == Layout::ncdhw) {
+    // Half types, but for vectors, are written to shared memory and from there by ones and twos.
+    gather.stores_from_registers = bytes == 2 && gather.slot_extent[2] == 1 && !(has_rows && row * bytes % 16 == 0);
+    const int64_t floats = gather.stores_from_registers ? 0 : staging_floats(gather.columns, gather.row_blocks);
+    gather.staging_bytes = 4 * gather.warpgroups * floats;
+    return;
+  }
+  // Copies are of 16 bytes and multiples, and slow below 128.
+  gather.whole_rows = has_rows && problem.groups == 1 && gather.column_blocks == 1;
+  const bool has_vectors = channels * bytes % 16 == 0 && gather.columns * bytes % 16 == 0;
+  const int64_t voxel_bytes = std::min<int64_t>(channels, gather.columns) * bytes;
+  gather.stores_in_bulk = has_vectors && (gather.whole_rows || voxel_bytes >= 128);
+  const int round = bulk_bytes(gather.slot_extent[2], gather.columns, gather.element_bytes);
+  gather.staging_bytes = gather.stores_in_bulk ? int64_t{4} * gather.warpgroups * bulk_buffers(round) * round : 0;
+}
+
 // Tries the kernel that `gather` names, with every way to cut the source's residues and channels into stages.
 void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Target& target, int64_t sources,
                 const PipelinedGather& kernel, double& least, PipelinedGather& best) {
@@ -548,9 +571,7 @@ void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Tar
         if (loading * warpgroups % 2 != 0) continue;
         gather.warpgroups = warpgroups;
         gather.loading = loading * warpgroups / 2;
-        gather.staging_bytes = problem.layout == Layout::ncdhw
-                                   ? int64_t{4} * warpgroups * staging_floats(gather.columns, gather.row_blocks)
-                                   : 0;
+        set_way_out(problem, op, gather);
         gather.spare_positions = problem.layout == Layout::ncdhw ? 1 : 0;
         try_tiles(problem, op, axes, target, walk, gather, least, best);
       }

@@ -165,7 +165,10 @@ struct PipelinedGather {
   int unit_bytes = 0, piece_units = 0;  // of the weights; the latter at most
   bool keeps_weights = false;           // all of a block's tiles take the same weights, which its stages have room for
   int64_t source_stage_bytes = 0, weight_stage_bytes = 0, staging_bytes = 0, shared_bytes = 0;
-  int units = 0;  // of all residues, for one block of channels and columns
+  bool stores_in_bulk = false;         // NDHWC: by way of shared memory, where the address allows
+  bool whole_rows = false;             // in which all of a tile's voxels of a row are one run
+  bool stores_from_registers = false;  // NCDHW: each thread what it has
+  int units = 0;                       // of all residues, for one block of channels and columns
   // Whether some slot of a band has no tap where another one has, or a group another one's channels. Its weights are
   // zeros there, so that what is not finite in the source would spoil sums that it does not belong to.
   bool has_gaps = false;
@@ -243,8 +246,14 @@ constexpr int staging_floats(int columns, int row_blocks) {
   return staged_columns(columns, row_blocks) * (64 * row_blocks * 2 + 4);
 }
 
-// A thread's sums are two neighbouring columns of each block of eight. In NDHWC they leave from there, 16 bytes of
-// channels at a time, so the columns of so many blocks (from the first on, of a kernel's) are channels in another
+// What a warp stores in bulk in NDHWC, of eight positions and one row of slots, and for how many of these it has room.
+constexpr CONVT3D_HOST_DEVICE int bulk_bytes(int row_slots, int columns, int element_bytes) {
+  return 8 * row_slots * columns * element_bytes;
+}
+constexpr CONVT3D_HOST_DEVICE int bulk_buffers(int bytes) { return bytes > 2048 ? 2 : 4; }
+
+// A thread's sums are two neighbouring columns of each block of eight. In NDHWC it writes them 16 bytes of channels at
+// a time, so the columns of so many blocks (from the first on, of a kernel's) are channels in another
 // order.
 constexpr CONVT3D_HOST_DEVICE int blocks_together(int block, int blocks, int element_bytes) {
   int together = 8 / element_bytes;

@@ -8,8 +8,8 @@
 // Of the loading warps one has the weights copied in bulk, in pieces; through the others' registers the source passes.
 // Both fill rings of stages; a barrier for each stage says that it is full, another that it is free again. A block goes
 // from tile to tile, so that the next one is loaded while the sums of the last leave: in NCDHW through shared memory,
-// so that a warp writes neighbours, in NDHWC from registers. Where a block's tiles all take the same weights, and its
-// stages hold these, they stay there.
+// so that a warp writes neighbours, in NDHWC in bulk, behind the products of the next tile. Where a block's tiles all
+// take the same weights, and its stages hold these, they stay there.
 //
 // Traffic: the source once for every block of columns and residues, with its halo; the weights once for every tile, or
 // for every block of threads, from L2; the destination once. Floor: 2 * taps * channels operations a destination at the
@@ -72,6 +72,7 @@ struct PipelinedArguments {
   int thread_units;    // see PipelinedGather; of rows, all warps' together
   int* not_finite;     // becomes 1 where the source is not; null where weights have no gaps
   bool vector_stores;  // 16 bytes of channels in NDHWC, or of a row's half types in NCDHW, are neighbours and aligned
+  bool bulk_stores;    // see PipelinedGather::stores_in_bulk
   PipelinedGather gather;
 };
 
@@ -644,14 +645,21 @@ class Multiplier {
           source.advance(gather_.source_stages);
         }
       }
-      if (arguments_.channels_first && gather_.slot_bits[2] != 0) {
+      if (gather_.stores_from_registers) {
+        store_from_registers(item, phase);
+      } else if (arguments_.channels_first && gather_.slot_bits[2] != 0) {
         store_by_channels<1>(item, phase);
       } else if (arguments_.channels_first) {
         store_by_channels<0>(item, phase);
+      } else if (arguments_.bulk_stores && gather_.slot_bits[2] != 0) {
+        store_in_bulk<1>(item, phase);
+      } else if (arguments_.bulk_stores) {
+        store_in_bulk<0>(item, phase);
       } else {
         store_by_voxels(item, phase);
       }
     }
+    ptx::wait_for_bulk_stores<0>();
   }
 
  private:
@@ -890,7 +898,52 @@ class Multiplier {
                ? 0.0f
                : static_cast<float>(arguments_.bias[item.group * channels + channel]);
   }
+  template <class Order>
+  __device__ __forceinline__ void add_bias(const PipelinedItem& item, const Order& channel_of) {
+    if (arguments_.bias == nullptr) return;
+#pragma unroll
+    for (int i = 0; i < kColumns / 4; ++i) {  // two neighbours of each eight columns
+      const float bias = bias_of(item, channel_of(i / 2 * 8 + lane_ % 4 * 2 + i % 2));
+#pragma unroll
+      for (int slot = 0; slot < kSlots; ++slot) {
+#pragma unroll
+        for (int half = 0; half < 2 * kRowBlocks; ++half) {
+          totals(half / 2, slot, i / 2 * 4 + half % 2 * 2 + i % 2) += bias;
+        }
+      }
+    }
+  }
   __device__ __forceinline__ void synchronize() const { ptx::barrier_sync(kWarpgroupBarrier + warpgroup_, 128); }
+
+  // NCDHW, half types where a tile has one residue along the width: each thread writes what it has. Eight lanes have
+  // neighbours of the tile's row, which in the volume are a stride apart, and four lanes a channel each.
+  __device__ __forceinline__ void store_from_registers(const PipelinedItem& item, const PipelinedPhase& phase) {
+    const GatherVolume& to = arguments_.to;
+    const int left = to.group_channels - item.column_block * kColumns - lane_ % 4 * 2;
+    T* const destination = destination_of(item) + static_cast<int64_t>(lane_ % 4 * 2) * to.channel_stride;
+    add_bias(item, [](int column) { return column; });
+#pragma unroll
+    for (int half = 0; half < 2 * kRowBlocks; ++half) {
+      const int row = thread_ / 32 * 16 + half % 2 * 8 + lane_ / 4;
+      const int2 place = destination_place(item, (warpgroup_ * kRowBlocks + half / 2) * 64 + row);
+#pragma unroll
+      for (int slot = 0; slot < kSlots; ++slot) {
+        int residue[3];
+        residues_of(phase, slot, residue);
+        if (!is_inside(place, residue)) continue;
+        T* out = destination + (place.x + (residue[0] * to.size[1] + residue[1]) * to.size[2] + residue[2]);
+#pragma unroll
+        for (int column = 0; column < kColumns; column += 8) {
+#pragma unroll
+          for (int parity = 0; parity < 2; ++parity) {
+            const float sum = totals(half / 2, slot, column / 2 + half % 2 * 2 + parity);
+            if (column + parity < left) out[parity * static_cast<int64_t>(to.channel_stride)] = static_cast<T>(sum);
+          }
+          out += 8 * static_cast<int64_t>(to.channel_stride);
+        }
+      }
+    }
+  }
 
   // NCDHW: some channels of a row of slots at a time, as [channel][voxel]. A row has 1 << kBits slots.
   template <int kBits>
@@ -1055,6 +1108,81 @@ class Multiplier {
         }
       }
       store_columns<kBlock + kBlocks>(item, phase, places);
+    }
+  }
+
+  // NDHWC: eight positions of a row of slots at a time, as [position][slot][channel], go through shared memory of the
+  // warp's own, and are stored from there while it goes on, with the next ones or the next tile's products. Voxels of
+  // all channels that follow each other in the tile's row are one run; else each of them is one.
+  template <int kBits>
+  __device__ __forceinline__ void store_in_bulk(const PipelinedItem& item, const PipelinedPhase& phase) {
+    constexpr int kRow = 1 << kBits, kBytes = bulk_bytes(kRow, kColumns, sizeof(T)), kBuffers = bulk_buffers(kBytes);
+    if constexpr (kRow <= kSlots) {
+      const GatherVolume& to = arguments_.to;
+      const int channels = min(kColumns, to.group_channels - item.column_block * kColumns);
+      const int voxel_bytes = channels * static_cast<int>(sizeof(T));
+      add_bias(item, [](int column) { return channel_of_column(column, kColumns, sizeof(T)); });
+      static_assert(2 * kRowBlocks * (kSlots / kRow) % kBuffers == 0);
+      unsigned char* const buffers =
+          reinterpret_cast<unsigned char*>(memory_.staging) + (threadIdx.x / 32) * (kBuffers * kBytes);
+#pragma unroll
+      for (int half = 0; half < 2 * kRowBlocks; ++half) {
+        const int first = (warpgroup_ * kRowBlocks + half / 2) * 64 + thread_ / 32 * 16 + half % 2 * 8;
+        const int2 place = destination_place(item, first + (lane_ >> kBits) % 8);
+        const int run = voxels_of_run<kRow>(item, first);
+#pragma unroll
+        for (int slot = 0; slot < kSlots; slot += kRow) {
+          unsigned char* const buffer = buffers + (half * (kSlots / kRow) + slot / kRow) % kBuffers * kBytes;
+          ptx::wait_for_bulk_stores<kBuffers - 1>();
+          __syncwarp();
+#pragma unroll
+          for (int i = 0; i < kRow; ++i) {
+            stage_columns<0>(buffer + ((lane_ / 4 << kBits) + i) * voxel_bytes, half, slot + i, channels);
+          }
+          ptx::fence_shared_for_wgmma();
+          __syncwarp();
+          int residue[3];
+          residues_of(phase, slot, residue);
+          residue[2] += lane_ % kRow;
+          if (run > 0 && is_inside(place, residue)) {
+            const int offset = (residue[0] * to.size[1] + residue[1]) * to.size[2] + residue[2];
+            ptx::store_bulk(destination_of(item) + static_cast<int64_t>(place.x + offset) * to.voxel_stride,
+                            ptx::shared_address(buffer) + lane_ * voxel_bytes, run * voxel_bytes);
+          }
+          ptx::commit_bulk_stores();
+        }
+      }
+    }
+  }
+  // Of the run that begins with this lane's voxel, of a row of slots of eight positions; 0 where none begins.
+  template <int kRow>
+  __device__ __forceinline__ int voxels_of_run(const PipelinedItem& item, int first) const {
+    if (lane_ >= 8 * kRow) return 0;
+    if (!gather_.whole_rows) return 1;
+    int along[3];
+    unfold(gather_, first + lane_ / kRow, along);
+    if (lane_ != 0 && (lane_ % kRow != 0 || along[2] != 0)) return 0;
+    const int positions = min(8 - lane_ / kRow, gather_.tile[2] - along[2]);
+    return min(positions * kRow, arguments_.to.size[2] - (item.first[2] + along[2]) * kRow);
+  }
+  // The channels of this thread's position.
+  template <int kBlock>
+  __device__ __forceinline__ void stage_columns(unsigned char* voxel, int half, int slot, int channels) {
+    if constexpr (kBlock < kColumns / 8) {
+      constexpr int kBlocks = blocks_together(kBlock, kColumns / 8, sizeof(T)), kCount = 2 * kBlocks;
+      const int first = kBlock * 8 + lane_ % 4 * kCount;
+      alignas(16) T values[kCount];
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) {
+        const float sum = totals(half / 2, slot, (kBlock + k / 2) * 4 + half % 2 * 2 + k % 2);
+        values[k] = static_cast<T>(sum);
+      }
+      using Vector =
+          std::conditional_t<sizeof(values) == 16, uint4, std::conditional_t<sizeof(values) == 8, uint2, uint32_t>>;
+      if (first < channels) {
+        *reinterpret_cast<Vector*>(voxel + first * sizeof(T)) = *reinterpret_cast<const Vector*>(values);
+      }
+      stage_columns<kBlock + kBlocks>(voxel, half, slot, channels);
     }
   }
 
@@ -1260,6 +1388,7 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
                                   0,
                                   nullptr,
                                   false,
+                                  false,
                                   gather};
   arguments.loads = source_loads(merged, op, gather, reinterpret_cast<uintptr_t>(source));
   arguments.by_cells = Divisor<int32_t>(gather.cells(arguments.loads));
@@ -1275,6 +1404,7 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
   const bool has_channel_vectors = !channels_first && arguments.to.group_channels % kVector == 0;
   arguments.vector_stores =
       (has_row_vectors || has_channel_vectors) && reinterpret_cast<uintptr_t>(destination) % 16 == 0;
+  arguments.bulk_stores = arguments.vector_stores && gather.stores_in_bulk;
   if (gather.has_gaps) {
     arguments.not_finite = reinterpret_cast<int*>(static_cast<unsigned char*>(packed) + gather.weight_bytes());
   }
