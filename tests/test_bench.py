@@ -22,7 +22,7 @@ from convt3d_gemm.bench.inputs import Tensors
 from convt3d_gemm.bench.layers import LAYERS, PRESETS, Layer, Operator, Triple, parse_layer
 from convt3d_gemm.bench.measure import Result, Settings, comparison_mode, measure
 from convt3d_gemm.bench.targets import Targets, geometric_mean
-from convt3d_gemm.bench.timing import Burst, Clock, Timing, time_in_turn
+from convt3d_gemm.bench.timing import Burst, Clock, Timing, rotations, time_in_turn
 
 CPU = torch.device("cpu")
 OPERATORS: tuple[Operator, ...] = ("forward", "grad_input", "grad_weight", "grad_input_weight")
@@ -525,6 +525,17 @@ class FakeClock(Clock):
             call()
         seconds = self.seconds.pop(0) if isinstance(self.seconds, list) else self.seconds
         return Burst(seconds, seconds)
+
+
+def test_competitors_go_through_the_sets_from_different_ones_on() -> None:
+    turns = rotations(range(12), 4)
+    assert [[next(turn) for _ in range(13)][::4] for turn in turns] == [
+        [0, 4, 8, 0],
+        [3, 7, 11, 3],
+        [6, 10, 2, 6],
+        [9, 1, 5, 9],
+    ]
+    assert [next(turn) for turn in rotations(["one"], 3)] == ["one"] * 3
 
 
 def test_competitors_take_turns() -> None:

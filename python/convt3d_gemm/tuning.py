@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from convt3d_gemm import decision, library, selection
 from convt3d_gemm.bench.device import cache_bytes, release_memory, why_failed
-from convt3d_gemm.bench.timing import Clock, Timing, time_in_turn
+from convt3d_gemm.bench.timing import Clock, Timing, rotations, time_in_turn
 from convt3d_gemm.binding import has_backend
 from convt3d_gemm.parameters import Parameters
 from convt3d_gemm.problem import OPERATORS, Problem
@@ -181,11 +180,11 @@ def _calls(problem: Problem, algorithms: Sequence[str]) -> dict[str, Callable[[]
         for _ in range(_sets(problem))
     ]
 
-    def call_of(algorithm: str) -> Callable[[], object]:
-        turn = itertools.cycle(sets)
+    def call_of(algorithm: str, turn: Iterator[tuple[Tensor, Tensor, Tensor]]) -> Callable[[], object]:
         return lambda: _run(problem, algorithm, *next(turn))
 
-    return {name: call_of(name) for name in algorithms}
+    turns = rotations(sets, len(algorithms))
+    return {name: call_of(name, turn) for name, turn in zip(algorithms, turns, strict=True)}
 
 
 def _run(problem: Problem, algorithm: str, input: Tensor, weight: Tensor, grad_output: Tensor) -> object:

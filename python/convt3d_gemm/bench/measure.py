@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ from convt3d_gemm.bench.device import (
 )
 from convt3d_gemm.bench.inputs import Layout, Tensors
 from convt3d_gemm.bench.layers import Layer, Operator
-from convt3d_gemm.bench.timing import LONGEST_BURST, Clock, Timing, time_in_turn
+from convt3d_gemm.bench.timing import LONGEST_BURST, Clock, Timing, rotations, time_in_turn
 
 Status = Literal["ok", "wrong", "failed", "out of memory", "not applicable"]
 
@@ -270,9 +269,7 @@ def _time_all(algorithms: Sequence[Algorithm], results: Sequence[Result], settin
     # Results are kept for one turn of the rotation: none is written to memory that the cache still holds.
     kept: collections.deque[tuple[Tensor, ...]] = collections.deque(maxlen=len(sets))
 
-    def competitor(algorithm: Algorithm) -> Callable[[], None]:
-        turn = itertools.cycle(sets)
-
+    def competitor(algorithm: Algorithm, turn: Iterator[Tensors]) -> Callable[[], None]:
         def call() -> None:
             tensors = next(turn)
             kept.append(algorithm.run(layer, operator, tensors.grad_output, tensors.input, tensors.weight))
@@ -280,8 +277,8 @@ def _time_all(algorithms: Sequence[Algorithm], results: Sequence[Result], settin
         return call
 
     calls = {
-        result.algorithm: competitor(algorithm)
-        for algorithm, result in zip(algorithms, results, strict=True)
+        result.algorithm: competitor(algorithm, turn)
+        for algorithm, result, turn in zip(algorithms, results, rotations(sets, len(algorithms)), strict=True)
         if result.status == "ok" or _is_imprecise_baseline(result)
     }
     # On a GPU one turn and one call more: then PyTorch's allocator has all the blocks that it will need.

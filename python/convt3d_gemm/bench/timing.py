@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from convt3d_gemm.bench.device import why_failed
+
+_Set = TypeVar("_Set")
 
 _SLEEP_CYCLES_PER_SECOND = 2e9  # about a GPU's clock: a sleep may be too long or short by half without harm
 _LONGEST_SLEEP = 0.05
@@ -102,6 +106,16 @@ class Timing:
     def spread(self) -> float:
         """Half of what lies between the quartiles, as a fraction of the median."""
         return (self.upper_quartile - self.lower_quartile) / 2 / self.median
+
+
+def rotations(sets: Sequence[_Set], count: int) -> list[Iterator[_Set]]:
+    """All sets in turn, endlessly, for each of `count` competitors.
+
+    Each begins with another set: else one would find in the cache what the one before it has just used, but not the
+    first and the last of them, which time_in_turn has come after themselves.
+    """
+    begins = [number * len(sets) // count for number in range(count)]
+    return [itertools.cycle([*sets[begin:], *sets[:begin]]) for begin in begins]
 
 
 def time_in_turn(
