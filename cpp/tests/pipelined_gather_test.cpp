@@ -2,6 +2,7 @@
 // pieces fit the multiprocessor that they are cut for, and every kernel is chosen for some problem.
 #include "direct/pipelined_gather.h"
 
+#include <algorithm>
 #include <array>
 #include <random>
 #include <set>
@@ -59,6 +60,7 @@ class TableChecker {
     }
     check_bare_residues();
     check_source_tables();
+    check_way_out();
     const int folded = gather_.fold[0] * gather_.fold[1] * gather_.fold[2];
     CHECK(units_ == gather_.units) << named_;
     CHECK(static_cast<int64_t>(seen_.size()) == problem.taps() * folded * gather_.channel_groups) << named_;
@@ -153,6 +155,28 @@ class TableChecker {
     }
   }
 
+  // What leaves in bulk is whole multiples of 16 bytes and has room in shared memory; what leaves from registers needs
+  // none.
+  void check_way_out() {
+    const Problem problem = with_merged_groups(named_.problem, gather_.merged_groups);
+    const bool channels_first = problem.layout == Layout::ncdhw, forward = op_ == Operator::forward;
+    const int64_t channels = forward ? problem.group_out_channels() : problem.group_in_channels();
+    const int64_t bytes = gather_.element_bytes, row_slots = gather_.slot_extent[2];
+    if (gather_.whole_rows) {
+      CHECK(!channels_first && problem.groups == 1 && gather_.column_blocks == 1) << named_;
+      CHECK(row_slots == gather_.destination_stride[2]) << named_;
+    }
+    if (gather_.stores_in_bulk) {
+      CHECK(!channels_first && channels * bytes % 16 == 0 && gather_.columns * bytes % 16 == 0) << named_;
+      CHECK(gather_.whole_rows || std::min<int64_t>(channels, gather_.columns) * bytes >= 128) << named_;
+      const int round = bulk_bytes(gather_.slot_extent[2], gather_.columns, gather_.element_bytes);
+      CHECK(gather_.staging_bytes >= int64_t{8} * gather_.warpgroups * round) << named_;
+    } else if (!channels_first || gather_.stores_from_registers) {
+      CHECK(gather_.staging_bytes == 0) << named_;
+    }
+    if (gather_.stores_from_registers) CHECK(channels_first && bytes == 2 && row_slots == 1) << named_;
+  }
+
   const NamedProblem& named_;
   const Operator op_;
   const PipelinedGather& gather_;
@@ -211,6 +235,7 @@ int main() {
   check_columns();
   check_source_loads();
   int taken = 0, with_passes = 0, with_bare_rows = 0, with_kept_weights = 0, with_merged_groups = 0;
+  int in_bulk = 0, from_registers = 0;
   const auto cut_and_check = [&](const NamedProblem& named, Operator op) {
     PipelinedGather gather;
     if (!cut_pipelined_gather(named.problem, op, kTarget, gather)) return std::string();
@@ -218,6 +243,8 @@ int main() {
     with_passes += gather.passes[0] * gather.passes[1] > 1 ? 1 : 0;
     with_kept_weights += gather.keeps_weights ? 1 : 0;
     with_merged_groups += gather.merged_groups > 1 ? 1 : 0;
+    in_bulk += gather.stores_in_bulk ? 1 : 0;
+    from_registers += gather.stores_from_registers ? 1 : 0;
     with_bare_rows += gather.bare_residues[0] != 0 || gather.bare_residues[1] != 0 ? 1 : 0;
     TableChecker(named, op, gather).check();
     return gather.name();
@@ -248,6 +275,7 @@ int main() {
       << with_passes << " with passes, " << with_bare_rows << " with bare rows, " << with_kept_weights
       << " with weights";
   CHECK(with_merged_groups > 20) << with_merged_groups << " with merged groups";
+  CHECK(in_bulk > 100 && from_registers > 100) << in_bulk << " leave in bulk, " << from_registers << " from registers";
   CHECK(reached.size() == std::size(kPipelinedGathers)) << reached.size() << " kernels reached";
 
   const auto is_taken = [&](const std::string& name, Problem problem, Operator op) {

@@ -31,8 +31,10 @@ class CutChecker {
   void check() const {
     const int64_t stages = int64_t{cut_.stages} * cut_.stage_bytes;
     CHECK(cut_.stages >= 2 && cut_.table_bytes + stages <= shared_memory_of_block(target_, 1)) << named_;
-    const int64_t sums = 8 * cut_.channel_bands * cut_.columns_per_tile * taps(0) * taps(1) * taps(2);
-    CHECK(sums * 4 <= stages) << named_;
+    const SumPitches sums(cut_, problem_.layout == Layout::ndhwc);
+    CHECK(int64_t{4} * sums.in_channel * cut_.columns_per_tile <= stages) << named_;
+    check_sums(sums);
+    if (element_size(problem_.dtype) == 2) check_fragments();
     CHECK(cut_.input_warps >= 1 && cut_.input_warps < cut_.loading_threads / 32) << named_;
     CHECK(cut_.column_tiles * cut_.columns_per_tile >= cut_.in_channels) << named_;
     CHECK(cut_.channel_tiles * cut_.channel_bands * 8 >= cut_.out_channels) << named_;
@@ -50,6 +52,30 @@ class CutChecker {
 
  private:
   int64_t taps(int axis) const { return cut_.axis[axis].taps; }
+
+  // The sums that a warp writes at once, of eight output channels and every other one of eight input channels, meet in
+  // no bank, and all sums of an input channel lie before the next one's.
+  void check_sums(const SumPitches& sums) const {
+    std::set<int32_t> banks;
+    for (int lane = 0; lane < 32; ++lane) {
+      banks.insert((lane / 4 * sums.channel + lane % 4 * 2 * sums.in_channel) % 32);
+    }
+    CHECK(banks.size() == 32) << named_;
+    const int64_t last_tap = taps(0) * taps(1) * taps(2) - 1, last_channel = 8 * cut_.channel_bands - 1;
+    CHECK(last_tap * sums.tap + last_channel * sums.channel < sums.in_channel) << named_;
+  }
+
+  // Eight voxels of a step, which one matrix of a fragment is loaded from, lie in all banks.
+  void check_fragments() const {
+    const Region& region = cut_.region[kGradOutput];
+    const int width = cut_.axis[2].step;
+    if (width * cut_.axis[1].step < 8) return;  // they lie in several planes
+    std::set<int32_t> banks;
+    for (int voxel = 0; voxel < 8; ++voxel) {
+      banks.insert((voxel / width * region.axis[1].slot_pitch + voxel % width * region.axis[2].slot_pitch) % 8);
+    }
+    CHECK(banks.size() == 8) << named_ << ", " << width << " voxels of a row";
+  }
 
   // Each tap finds a box's voxels where the loading threads have put them, and no two positions share a slot.
   void check_places(int axis) const {
