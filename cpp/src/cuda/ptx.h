@@ -194,7 +194,7 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
-// Makes this thread's writes to shared memory visible to wgmma, which reads through another proxy.
+// Makes this thread's writes to shared memory visible to wgmma and to bulk stores, which read through another proxy.
 __device__ __forceinline__ void fence_shared_for_wgmma() {
 #if CONVT3D_HAS_WGMMA
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
