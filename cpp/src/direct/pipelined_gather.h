@@ -253,8 +253,7 @@ constexpr CONVT3D_HOST_DEVICE int bulk_bytes(int row_slots, int columns, int ele
 constexpr CONVT3D_HOST_DEVICE int bulk_buffers(int bytes) { return bytes > 2048 ? 2 : 4; }
 
 // A thread's sums are two neighbouring columns of each block of eight. In NDHWC it writes them 16 bytes of channels at
-// a time, so the columns of so many blocks (from the first on, of a kernel's) are channels in another
-// order.
+// a time, so the columns of so many blocks (from the first on, of a kernel's) are channels in another order.
 constexpr CONVT3D_HOST_DEVICE int blocks_together(int block, int blocks, int element_bytes) {
   int together = 8 / element_bytes;
   while (together > blocks - block) together /= 2;

@@ -60,8 +60,8 @@ RegionAxis make_region_axis(int64_t extent, int64_t taps, int64_t voxels, int64_
 // voxels of half types, of two lines or four where a product's are so narrow, should be read from all banks.
 int64_t line_pitch(int64_t slots, int64_t step_width, int64_t element_size) {
   const bool is_narrow = element_size == 2 && (step_width == 2 || step_width == 4);
-  if (!is_narrow) return slots | 1;
-  return slots + (step_width - slots % (2 * step_width) + 2 * step_width) % (2 * step_width);
+  const int64_t width = is_narrow ? step_width : 1;
+  return round_up(slots + width, 2 * width) - width;
 }
 
 // Lays out gy's region, whose axes are known; returns its bytes.
