@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from cases import ALGORITHMS, BOUNDS, LAYOUTS, NAMED, OPERATORS, Case, ours, plan_of, tf32, workspace_limit
+from cases import ALGORITHMS, BOUNDS, LAYOUTS, MANY_TILES, NAMED, OPERATORS, Case, ours, plan_of, tf32, workspace_limit
 from test_grad_bias import test_grad_bias
 
 #: Beside the named cases: what enough work brings out, that is spans of channels, pairs and vectors of outputs.
@@ -59,7 +59,14 @@ def calls(device: torch.device, algorithms: list[str]) -> list[Callable[[], None
         for algorithm in algorithms
         for (case, operator, layout, precision), limit in zip(chosen, limits, strict=False)
     ]
-    return [*bias_gradients, *operators]
+    many_tiles = [
+        functools.partial(
+            compute, device, "direct", case, operator, torch.contiguous_format, torch.float16, False, 1 << 30
+        )
+        for operator, case in MANY_TILES.values()
+        if "direct" in algorithms
+    ]
+    return [*bias_gradients, *operators, *many_tiles]
 
 
 def share(text: str) -> tuple[int, int]:

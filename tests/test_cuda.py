@@ -17,6 +17,7 @@ from cases import (
     ALGORITHMS,
     BOUNDS,
     LAYOUTS,
+    MANY_TILES,
     NAMED,
     OPERATORS,
     TF32_BOUND,
@@ -27,6 +28,7 @@ from cases import (
     native,
     ours,
     plan_of,
+    poison,
     relative_error,
     tf32,
 )
@@ -124,6 +126,17 @@ def test_every_direct_kernel_is_reached(operator: str) -> None:
         assert relative_error(results, expected) <= (TF32_BOUND if precision == "tf32" else BOUNDS[dtype])
         reached |= kernels
     assert reached == direct_kernels(CUDA, operator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("name", MANY_TILES)
+def test_direct_with_many_tiles(name: str, layout: torch.memory_format, dtype: torch.dtype) -> None:
+    operator, case = MANY_TILES[name]
+    tensors = case.tensors(CUDA, dtype, layout, seed=1)
+    poison(CUDA)
+    results = ours(case, tensors, operator, "direct")
+    assert relative_error(results, native(case, tensors, operator, torch.float64)) <= BOUNDS[dtype]
 
 
 def _error_of_forward(case: Case, tensors: Tensors, expected: list[Tensor], algorithm: str) -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cases import MANY_TILES, Case
 from convt3d_gemm import _C, library
 from convt3d_gemm.costs import problem_of
+from convt3d_gemm.parameters import Triple
 from convt3d_gemm.problem import Problem
 
 H200 = {"compute_capability": 90, "multiprocessors": 132, "shared_memory": 228 << 10}
@@ -37,6 +39,26 @@ def test_expected_cycles_of_both_gradients_are_those_of_each() -> None:
     first, second, both = (planned(operator, layer) for operator in (*PARTS[1:], "grad_input_weight"))
     assert both.configuration == f"{first.configuration}, {second.configuration}"
     assert both.expected_cycles == pytest.approx(first.expected_cycles + second.expected_cycles)
+
+
+def layer_of(case: Case) -> str:
+    def triple(numbers: Triple) -> str:
+        return "x".join(map(str, numbers))
+
+    return (
+        f"N{case.batch},Cin{case.in_channels},Cout{case.out_channels},k{triple(case.kernel)},in{triple(case.size)},"
+        f"s{triple(case.stride)},p{triple(case.padding)},op{triple(case.output_padding)},d{triple(case.dilation)},"
+        f"g{case.groups}"
+    )
+
+
+@pytest.mark.parametrize("name", MANY_TILES)
+def test_half_types_are_handed_over_where_tiles_are_many(name: str) -> None:
+    operator, case = MANY_TILES[name]
+    for precision in ("bfloat16", "float16", "tf32"):
+        configuration = planned(operator, layer_of(case), precision).configuration
+        assert configuration.startswith("pipelined ")
+        assert configuration.endswith(" handing over") == (precision != "tf32")
 
 
 @pytest.mark.parametrize("operator", [*PARTS, "grad_input_weight"])

@@ -60,6 +60,7 @@ class TableChecker {
     }
     check_bare_residues();
     check_source_tables();
+    check_blocks();
     check_way_out();
     const int folded = gather_.fold[0] * gather_.fold[1] * gather_.fold[2];
     CHECK(units_ == gather_.units) << named_;
@@ -155,8 +156,24 @@ class TableChecker {
     }
   }
 
+  // In place the tile is made of blocks of eight eights, which lie equally far apart in the source, too.
+  void check_blocks() {
+    const int* step = gather_.eight_step;
+    if (!gather_.in_place) {
+      CHECK(step[0] + step[1] + step[2] == 0) << named_;
+      return;
+    }
+    const int64_t row = step[0] * gather_.source_stride[0] * gather_.rows + step[1] * gather_.source_stride[1];
+    CHECK(row * gather_.row_pitch + step[2] == gather_.eight_stride) << named_ << gather_.eight_stride;
+    CHECK((step[0] > 0) + (step[1] > 0) + (step[2] > 0) == 1) << named_;
+    for (int axis = 0; axis < 3; ++axis) {
+      CHECK(gather_.block[axis] == (axis == 2 ? 8 : 1) + 7 * step[axis]) << named_ << " axis " << axis;
+      CHECK(gather_.tile[axis] % gather_.block[axis] == 0) << named_ << " axis " << axis;
+    }
+  }
+
   // What leaves in bulk is whole multiples of 16 bytes and has room in shared memory; what leaves from registers needs
-  // none.
+  // none; what is handed over to warps that store has room for a whole tile.
   void check_way_out() {
     const Problem problem = with_merged_groups(named_.problem, gather_.merged_groups);
     const bool channels_first = problem.layout == Layout::ncdhw, forward = op_ == Operator::forward;
@@ -171,6 +188,10 @@ class TableChecker {
       CHECK(gather_.whole_rows || std::min<int64_t>(channels, gather_.columns) * bytes >= 128) << named_;
       const int round = bulk_bytes(gather_.slot_extent[2], gather_.columns, gather_.element_bytes);
       CHECK(gather_.staging_bytes >= int64_t{8} * gather_.warpgroups * round) << named_;
+    } else if (gather_.storing_warps > 0) {
+      CHECK(channels_first && bytes == 2 && !gather_.exact && !gather_.in_place) << named_;
+      CHECK(gather_.staging_bytes >= bytes * gather_.slots * gather_.columns * gather_.positions()) << named_;
+      CHECK(gather_.source_threads() >= 32 && gather_.items >= 4 * gather_.blocks) << named_;
     } else if (!channels_first || gather_.stores_from_registers) {
       CHECK(gather_.staging_bytes == 0) << named_;
     }
@@ -235,7 +256,7 @@ int main() {
   check_columns();
   check_source_loads();
   int taken = 0, with_passes = 0, with_bare_rows = 0, with_kept_weights = 0, with_merged_groups = 0;
-  int in_bulk = 0, from_registers = 0;
+  int in_bulk = 0, from_registers = 0, by_others = 0, in_place = 0;
   const auto cut_and_check = [&](const NamedProblem& named, Operator op) {
     PipelinedGather gather;
     if (!cut_pipelined_gather(named.problem, op, kTarget, gather)) return std::string();
@@ -245,6 +266,8 @@ int main() {
     with_merged_groups += gather.merged_groups > 1 ? 1 : 0;
     in_bulk += gather.stores_in_bulk ? 1 : 0;
     from_registers += gather.stores_from_registers ? 1 : 0;
+    by_others += gather.storing_warps > 0 ? 1 : 0;
+    in_place += gather.in_place ? 1 : 0;
     with_bare_rows += gather.bare_residues[0] != 0 || gather.bare_residues[1] != 0 ? 1 : 0;
     TableChecker(named, op, gather).check();
     return gather.name();
@@ -276,6 +299,7 @@ int main() {
       << " with weights";
   CHECK(with_merged_groups > 20) << with_merged_groups << " with merged groups";
   CHECK(in_bulk > 100 && from_registers > 100) << in_bulk << " leave in bulk, " << from_registers << " from registers";
+  CHECK(by_others > 30 && in_place > 100) << by_others << " leave by other warps, " << in_place << " are in place";
   CHECK(reached.size() == std::size(kPipelinedGathers)) << reached.size() << " kernels reached";
 
   const auto is_taken = [&](const std::string& name, Problem problem, Operator op) {

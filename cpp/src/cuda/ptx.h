@@ -227,22 +227,23 @@ __device__ __forceinline__ void wait_for_products() {
 #endif
 }
 
+// The lower word of a descriptor: columns of 16 bytes each, one behind the other, first the lower half of each then,
+// `half_stride` bytes on, the upper. Adding to it moves it on by so many times 16 bytes. Eight columns follow each
+// other; from these to the next eight it is `stride` times 16 bytes.
+__device__ __forceinline__ uint32_t wgmma_columns(uint32_t address, uint32_t half_stride) {
+  return address >> 4 | half_stride >> 4 << 16;
+}
+__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t columns, uint32_t stride = 8) {
+  return static_cast<uint64_t>(stride) << 32 | columns;
+}
+
 #if CONVT3D_HAS_WGMMA
 
 // `run`: d += a @ b, `run_if`: d = a @ b unless it `keeps` d, on four warps, each with 16 rows of a in registers, as in
 // mma above; d[4 * i + j] belongs to columns 8 * i and on. b is a descriptor of 32 bytes by N columns in shared memory,
-// see wgmma_descriptor.
+// see wgmma_descriptor; so is a, of 64 rows, where it is in no registers.
 template <class T, int N>
 struct Wgmma;
-
-// The lower word of a descriptor: columns of 16 bytes each, one behind the other, first the lower half of each then,
-// `half_stride` bytes on, the upper. Adding to it moves it on by so many times 16 bytes.
-__device__ __forceinline__ uint32_t wgmma_columns(uint32_t address, uint32_t half_stride) {
-  return address >> 4 | half_stride >> 4 << 16;
-}
-__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t columns) {
-  return static_cast<uint64_t>(8) << 32 | columns;  // 8 columns take 128 bytes: 8 units of 16
-}
 
 // The same with the rows of b as the inner index: 8 columns of half types fill 16 bytes, the rows of such a block
 // follow each other; 8 rows on, `half_stride` bytes lie between, 8 columns on, `column_stride`.
@@ -254,55 +255,64 @@ __device__ __forceinline__ uint64_t wgmma_rows(uint32_t address, uint32_t half_s
   return static_cast<uint64_t>(column_stride >> 4) << 32 | low;
 }
 
-// One type's instructions for 8 to 128 columns; `kind` is what their names end in, `scales` their last
-// immediates.
+// One type's instructions for 8 to 128 columns; `kind` is what their names end in, `scales` their last immediates,
+// `shared_scales` these where a is in shared memory.
 #define CONVT3D_SUMS_4(i) "+f"(d[(i)]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
 #define CONVT3D_SUMS_8(i) CONVT3D_SUMS_4(i), CONVT3D_SUMS_4((i) + 4)
 #define CONVT3D_SUMS_16(i) CONVT3D_SUMS_8(i), CONVT3D_SUMS_8((i) + 8)
-#define CONVT3D_WGMMA_OF(Name, T, N, kind, scales, sum_names, operand_names, keep_name, ...)                         \
-  template <>                                                                                                        \
-  struct Name<T, N> {                                                                                                \
-    static __device__ __forceinline__ void run(float* d, const uint32_t (&a)[4], uint64_t b) {                       \
-      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N kind " {" sum_names "}, " operand_names ", 1, " scales ";" \
-                   : __VA_ARGS__                                                                                     \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                            \
-    }                                                                                                                \
-    static __device__ __forceinline__ void run_if(bool keeps, float* d, const uint32_t (&a)[4], uint64_t b) {        \
-      asm volatile("{ .reg .pred keeps; setp.ne.b32 keeps, " keep_name                                               \
-                   ", 0; wgmma.mma_async.sync.aligned.m64n" #N kind " {" sum_names "}, " operand_names               \
-                   ", keeps, " scales "; }"                                                                          \
-                   : __VA_ARGS__                                                                                     \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keeps ? 1 : 0));                        \
-    }                                                                                                                \
+#define CONVT3D_WGMMA_OF(Name, T, N, kind, scales, shared_scales, sum_names, operand_names, keep_name, shared_names,   \
+                         ...)                                                                                          \
+  template <>                                                                                                          \
+  struct Name<T, N> {                                                                                                  \
+    static __device__ __forceinline__ void run(float* d, const uint32_t (&a)[4], uint64_t b) {                         \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N kind " {" sum_names "}, " operand_names ", 1, " scales ";"   \
+                   : __VA_ARGS__                                                                                       \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                              \
+    }                                                                                                                  \
+    static __device__ __forceinline__ void run(float* d, uint64_t a, uint64_t b) {                                     \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N kind " {" sum_names "}, " shared_names ", 1, " shared_scales \
+                   ";"                                                                                                 \
+                   : __VA_ARGS__                                                                                       \
+                   : "l"(a), "l"(b));                                                                                  \
+    }                                                                                                                  \
+    static __device__ __forceinline__ void run_if(bool keeps, float* d, const uint32_t (&a)[4], uint64_t b) {          \
+      asm volatile("{ .reg .pred keeps; setp.ne.b32 keeps, " keep_name                                                 \
+                   ", 0; wgmma.mma_async.sync.aligned.m64n" #N kind " {" sum_names "}, " operand_names                 \
+                   ", keeps, " scales "; }"                                                                            \
+                   : __VA_ARGS__                                                                                       \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keeps ? 1 : 0));                          \
+    }                                                                                                                  \
   };
-#define CONVT3D_WGMMA(Name, T, kind, scales)                                                                          \
-  CONVT3D_WGMMA_OF(Name, T, 8, kind, scales, "%0, %1, %2, %3", "{%4, %5, %6, %7}, %8", "%9", CONVT3D_SUMS_4(0))       \
-  CONVT3D_WGMMA_OF(Name, T, 16, kind, scales, "%0, %1, %2, %3, %4, %5, %6, %7", "{%8, %9, %10, %11}, %12", "%13",     \
-                   CONVT3D_SUMS_8(0))                                                                                 \
-  CONVT3D_WGMMA_OF(Name, T, 24, kind, scales, "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11",                     \
-                   "{%12, %13, %14, %15}, %16", "%17", CONVT3D_SUMS_8(0), CONVT3D_SUMS_4(8))                          \
-  CONVT3D_WGMMA_OF(Name, T, 32, kind, scales, "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15", \
-                   "{%16, %17, %18, %19}, %20", "%21", CONVT3D_SUMS_16(0))                                            \
-  CONVT3D_WGMMA_OF(Name, T, 48, kind, scales,                                                                         \
+#define CONVT3D_WGMMA(Name, T, kind, scales, shared_scales)                                                           \
+  CONVT3D_WGMMA_OF(Name, T, 8, kind, scales, shared_scales, "%0, %1, %2, %3", "{%4, %5, %6, %7}, %8", "%9", "%4, %5", \
+                   CONVT3D_SUMS_4(0))                                                                                 \
+  CONVT3D_WGMMA_OF(Name, T, 16, kind, scales, shared_scales, "%0, %1, %2, %3, %4, %5, %6, %7",                        \
+                   "{%8, %9, %10, %11}, %12", "%13", "%8, %9", CONVT3D_SUMS_8(0))                                     \
+  CONVT3D_WGMMA_OF(Name, T, 24, kind, scales, shared_scales, "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11",      \
+                   "{%12, %13, %14, %15}, %16", "%17", "%12, %13", CONVT3D_SUMS_8(0), CONVT3D_SUMS_4(8))              \
+  CONVT3D_WGMMA_OF(Name, T, 32, kind, scales, shared_scales,                                                          \
+                   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15",                            \
+                   "{%16, %17, %18, %19}, %20", "%21", "%16, %17", CONVT3D_SUMS_16(0))                                \
+  CONVT3D_WGMMA_OF(Name, T, 48, kind, scales, shared_scales,                                                          \
                    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                           \
                    "%16, %17, %18, %19, %20, %21, %22, %23",                                                          \
-                   "{%24, %25, %26, %27}, %28", "%29", CONVT3D_SUMS_16(0), CONVT3D_SUMS_8(16))                        \
-  CONVT3D_WGMMA_OF(Name, T, 64, kind, scales,                                                                         \
+                   "{%24, %25, %26, %27}, %28", "%29", "%24, %25", CONVT3D_SUMS_16(0), CONVT3D_SUMS_8(16))            \
+  CONVT3D_WGMMA_OF(Name, T, 64, kind, scales, shared_scales,                                                          \
                    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                           \
                    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31",                  \
-                   "{%32, %33, %34, %35}, %36", "%37", CONVT3D_SUMS_16(0), CONVT3D_SUMS_16(16))                       \
-  CONVT3D_WGMMA_OF(Name, T, 128, kind, scales,                                                                        \
+                   "{%32, %33, %34, %35}, %36", "%37", "%32, %33", CONVT3D_SUMS_16(0), CONVT3D_SUMS_16(16))           \
+  CONVT3D_WGMMA_OF(Name, T, 128, kind, scales, shared_scales,                                                         \
                    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                           \
                    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                 \
                    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                 \
                    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63",                  \
-                   "{%64, %65, %66, %67}, %68", "%69", CONVT3D_SUMS_16(0), CONVT3D_SUMS_16(16), CONVT3D_SUMS_16(32),  \
-                   CONVT3D_SUMS_16(48))
-CONVT3D_WGMMA(Wgmma, float, "k8.f32.tf32.tf32", "1, 1")
-CONVT3D_WGMMA(Wgmma, __half, "k16.f32.f16.f16", "1, 1, 0")
-CONVT3D_WGMMA(Wgmma, __nv_bfloat16, "k16.f32.bf16.bf16", "1, 1, 0")
-CONVT3D_WGMMA(WgmmaTransposed, __half, "k16.f32.f16.f16", "1, 1, 1")
-CONVT3D_WGMMA(WgmmaTransposed, __nv_bfloat16, "k16.f32.bf16.bf16", "1, 1, 1")
+                   "{%64, %65, %66, %67}, %68", "%69", "%64, %65", CONVT3D_SUMS_16(0), CONVT3D_SUMS_16(16),           \
+                   CONVT3D_SUMS_16(32), CONVT3D_SUMS_16(48))
+CONVT3D_WGMMA(Wgmma, float, "k8.f32.tf32.tf32", "1, 1", "1, 1")
+CONVT3D_WGMMA(Wgmma, __half, "k16.f32.f16.f16", "1, 1, 0", "1, 1, 0, 0")
+CONVT3D_WGMMA(Wgmma, __nv_bfloat16, "k16.f32.bf16.bf16", "1, 1, 0", "1, 1, 0, 0")
+CONVT3D_WGMMA(WgmmaTransposed, __half, "k16.f32.f16.f16", "1, 1, 1", "1, 1, 0, 1")
+CONVT3D_WGMMA(WgmmaTransposed, __nv_bfloat16, "k16.f32.bf16.bf16", "1, 1, 1", "1, 1, 0, 1")
 #undef CONVT3D_WGMMA
 #undef CONVT3D_WGMMA_OF
 #undef CONVT3D_SUMS_16

@@ -86,6 +86,7 @@ struct PhaseBlock {
 struct GatherConfiguration {
   int slots, columns, row_blocks;
   bool exact;
+  bool in_place = false;  // of pipelined kernels, see there
 };
 inline constexpr GatherConfiguration kTensorGathers[] = {
     {1, 8, 1, false}, {1, 16, 1, false}, {1, 24, 1, false}, {1, 32, 1, false}, {1, 48, 1, false}, {1, 64, 1, false},

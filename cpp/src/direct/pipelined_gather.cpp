@@ -300,7 +300,7 @@ bool is_spread(const PipelinedGather& gather) {
 
 // With `spread`, rows are as far apart as that takes, where they are not anyway. False where a stage holds more than
 // any shared memory, as where taps are far apart.
-bool set_tile(const Axes& axes, const Walk& walk, const int64_t (&tile)[3], bool spread, PipelinedGather& gather) {
+bool set_tile(const Axes& axes, const Walk& walk, const Extent& tile, bool spread, PipelinedGather& gather) {
   for (int axis = 0; axis < 3; ++axis) {
     gather.tile[axis] = static_cast<int>(tile[axis]);
     gather.tiles[axis] = ceil_divide<int64_t>(axes[axis].positions(), tile[axis]);
@@ -319,6 +319,11 @@ bool set_tile(const Axes& axes, const Walk& walk, const int64_t (&tile)[3], bool
     return false;
   gather.source_positions = gather.lines() * gather.row_pitch + gather.spare_positions;
   gather.half_stride = 16 * gather.source_positions;
+  gather.eight_stride = 0;
+  for (int axis = 0; axis < 3; ++axis) {
+    const int pitch = axis == 2 ? 1 : gather.row_pitch * gather.source_stride[axis] * (axis == 0 ? gather.rows : 1);
+    gather.eight_stride += gather.eight_step[axis] * pitch;
+  }
   gather.source_stage_bytes = int64_t{2} * gather.channel_groups * gather.half_stride;
   return true;
 }
@@ -373,7 +378,10 @@ bool divide_memory(const Problem& problem, Operator op, const Target& target, co
 }
 
 // Cycles of one product of 64 rows by so many columns, in a stream of them.
-double product_cycles(int columns) { return std::max(13.0, columns / 2.0); }
+double product_cycles(const PipelinedGather& gather) {
+  const int columns = gather.columns * gather.band();
+  return std::max(gather.in_place ? 16 + columns / 4.0 : 13.0, columns / 2.0);
+}
 
 // Bytes of the destination that a tile writes and that follow each other.
 double written_run(const Problem& problem, const Axes& axes, const PipelinedGather& gather) {
@@ -423,9 +431,15 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
   const double stores = (1 + waste) * destinations * bytes;
   const double by_channels_out = !is_half ? 35 : row % 2 == 0 ? 23 : 40;
   const double by_voxels_out = gather.stores_in_bulk ? (is_half ? 30 : 50) : is_half ? 54 : 71;
-  const double way_out = destinations / (128 * warpgroups) * (by_channels ? by_channels_out : by_voxels_out);
+  const double of_destination = gather.storing_warps > 0 ? 2.7 : by_channels ? by_channels_out : by_voxels_out;
+  const double way_out = destinations / (128 * warpgroups) * of_destination;
+  // What a warp that stores does, a word of each lane at a time.
+  const double word = row % 8 == 0 ? 8 : row % 2 == 0 ? 2 : 1;
+  const double storing = gather.storing_warps > 0 ? 48 * destinations / (32 * word) / gather.storing_warps : 0;
   const int product_columns = gather.columns * gather.band();
-  const double fragment = is_spread(gather) ? 21 : 21 + 16 * std::min(1.0, 7.0 / gather.tile[2]);  // cycles
+  const double fragment = gather.in_place     ? 0
+                          : is_spread(gather) ? 21
+                                              : 21 + 16 * std::min(1.0, 7.0 / gather.tile[2]);  // cycles
   const SourceLoads source = source_loads(problem, op, gather, 0);
   const double load = loading_cycles(gather, source);
   const auto place_rounds = static_cast<double>(ceil_divide<int64_t>(gather.cells(source), gather.source_threads()));
@@ -442,54 +456,89 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
     const double weight_bytes = gather.keeps_weights ? 0 : chunks * units * gather.unit_bytes;
     const double sector = by_channels ? 18.7 * 32.0 / bytes : 0;
     const double loads = (1 + sector / gather.used_pitch) * source_bytes + weight_bytes;
-    const double multiply = 0.85 * row_groups * chunks * units * parts * product_cycles(product_columns);
-    const double shared = 0.86 * (row_groups * chunks * parts * (steps * fragment + units * product_columns / 4.0) +
-                                  (weight_bytes + (by_channels ? 17 * destinations : 0)) / 128);
+    const double multiply =
+        (gather.in_place ? 0.67 : 0.85) * row_groups * chunks * units * parts * product_cycles(gather);
+    const double of_product = product_columns / 4.0 + (gather.in_place ? 16 : 0);
+    const double shared =
+        (gather.in_place ? 0.68 : 0.86) * (row_groups * chunks * parts * (steps * fragment + units * of_product) +
+                                           (weight_bytes + (by_channels ? 17 * destinations : 0)) / 128);
     const double memory = loads / 178 + stores / 42;
     // What a multiplying warpgroup does one after the other, and what the warps that load do.
     const double fragments = steps * chunks;
     const double dispatches = stages * std::max(sets, steps * gather.channel_groups / gather.step_units());
     const double folds = gather.exact ? 1.94 * fragments * gather.slots * gather.row_blocks * gather.columns : 0;
-    const double chain = dispatches * (gather.bands() > 2 ? 210 : 91) + fragments * gather.row_blocks * parts * 17 +
-                         folds + (gather.keeps_weights ? 150 : 245) * pieces + 300 + way_out;
-    const double loading = stages * (load + 50) + passes * (place_rounds * 327 + 1486);
+    const double waits = gather.in_place ? 837 * pieces
+                                         : dispatches * (gather.bands() > 2 ? 210 : 91) +
+                                               fragments * gather.row_blocks * parts * 17 + folds +
+                                               (gather.keeps_weights ? 150 : 245) * pieces + 300;
+    const double chain = waits + way_out;
+    const double loading =
+        (gather.storing_warps > 0 ? 0.83 : 1) * (stages * (load + 50) + passes * (place_rounds * 327 + 1486));
     // Others do something else meanwhile: the parts overlap, but not wholly.
-    const double terms[] = {resident * multiply,    resident * shared, resident * memory, chain, loading,
-                            chain + 0.37 * multiply};
+    const double terms[] = {
+        resident * multiply, resident * shared, resident * memory, chain, loading, chain + 0.37 * multiply, storing};
     double cycles = 0;
     for (const double term : terms) cycles += std::pow(term, 2.5);
     return std::pow(cycles, 1 / 2.5);
   };
   const double cycles = walk.busy * tile_cycles(1 / walk.busy) + (1 - walk.busy) * tile_cycles(0);
   // Fitted to 455 measured choices: in NDHWC few channels of a voxel at a time, and few stages, cost a little more.
-  const double slower = by_channels ? 0 : 0.15 / gather.channel_groups + (gather.source_stages == 2 ? 0.04 : 0);
+  // What is in place or stored by other warps, here and above, to 790 measured choices.
+  const double slower = (by_channels ? 0 : 0.15 / gather.channel_groups + (gather.source_stages == 2 ? 0.04 : 0)) +
+                        (gather.in_place ? 0.074 : 0);
   return std::ceil(static_cast<double>(gather.items) / static_cast<double>(most_blocks(problem, target, gather))) *
          cycles * (1 + slower);
+}
+
+// How tiles are made of blocks: in place of eight eights along one of three axes, else of single positions.
+void set_blocks(int axis, PipelinedGather& gather) {
+  const int eight[3] = {1, 1, 8};
+  for (int i = 0; i < 3; ++i) {
+    gather.eight_step[i] = gather.in_place && i == axis ? eight[i] : 0;
+    gather.block[i] = gather.in_place ? (i == axis ? 8 : 1) * eight[i] : 1;
+  }
+}
+
+// The tiles that there are to choose from, of so many blocks at most, where the destination has `extents` blocks.
+std::vector<Extent> tiles_of(const PipelinedGather& gather, const Extent& extents) {
+  std::vector<Extent> tiles;
+  const int64_t most = gather.positions() / (gather.block[0] * gather.block[1] * gather.block[2]);
+  for (const int64_t width : tile_extents(extents[2], most)) {
+    for (const int64_t height : tile_extents(extents[1], most / width)) {
+      const int64_t depth = std::min(extents[0], most / (width * height));
+      const int64_t even = ceil_divide<int64_t>(extents[0], ceil_divide<int64_t>(extents[0], depth));
+      tiles.push_back({even * gather.block[0], height * gather.block[1], width * gather.block[2]});
+    }
+  }
+  return tiles;
 }
 
 // Tries every tile with the kernel that `gather` names, and keeps the cheapest that the tables have room for in `best`.
 void try_tiles(const Problem& problem, Operator op, const Axes& axes, const Target& target, const Walk& walk,
                PipelinedGather gather, double& least, PipelinedGather& best) {
-  const int64_t positions = gather.positions();
   const int64_t sample =
       std::max(problem.in_channels * problem.input_voxels(), problem.out_channels * problem.output_voxels());
-  for (const int64_t width : tile_extents(axes[2].positions(), positions)) {
-    for (const int64_t height : tile_extents(axes[1].positions(), positions / width)) {
-      int64_t depth = std::min(axes[0].positions(), positions / (width * height));
-      depth = ceil_divide<int64_t>(axes[0].positions(), ceil_divide<int64_t>(axes[0].positions(), depth));
+  for (int axis = gather.in_place ? 0 : 2; axis < 3; ++axis) {
+    set_blocks(axis, gather);
+    Extent extents;
+    for (int i = 0; i < 3; ++i) extents[i] = ceil_divide<int64_t>(axes[i].positions(), gather.block[i]);
+    for (const Extent& tile : tiles_of(gather, extents)) {
       // Where a sample is smaller than a tile, several share it.
       gather.samples = 1;
-      if (width == axes[2].positions() && height == axes[1].positions() && depth == axes[0].positions()) {
-        gather.samples = static_cast<int>(
-            std::clamp<int64_t>(positions / (width * height * depth), 1, std::max<int64_t>(problem.batch, 1)));
+      if (tile[0] >= axes[0].positions() && tile[1] >= axes[1].positions() && tile[2] >= axes[2].positions()) {
+        gather.samples = static_cast<int>(std::clamp<int64_t>(gather.positions() / (tile[0] * tile[1] * tile[2]), 1,
+                                                              std::max<int64_t>(problem.batch, 1)));
       }
       if (gather.samples * sample > kGatherLimit) continue;
       for (const bool spread : {false, true}) {
-        if (!set_tile(axes, walk, {depth, height, width}, spread, gather)) break;
+        if (spread && gather.in_place) continue;
+        if (!set_tile(axes, walk, tile, spread, gather)) break;
         if (spread && gather.row_pitch == gather.used_pitch) continue;  // the same again
         gather.items = ceil_divide<int64_t>(problem.batch, gather.samples) * problem.groups * gather.phase_blocks *
                        gather.column_blocks * gather.tiles[0] * gather.tiles[1] * gather.tiles[2];
         if (gather.items > kGatherLimit) continue;
+        // What a block stores of its last tile is beside nothing.
+        if (gather.storing_warps > 0 && gather.items < 4 * most_blocks(problem, target, gather)) continue;
         for (const bool keeps_weights : {false, true}) {
           gather.keeps_weights = keeps_weights;
           if (keeps_weights && !can_keep_weights(problem, target, gather)) continue;
@@ -534,6 +583,12 @@ void set_way_out(const Problem& problem, Operator op, PipelinedGather& gather) {
   const int64_t channels = forward ? problem.group_out_channels() : problem.group_in_channels();
   const int64_t row = forward ? problem.output()[2] : problem.input[2], bytes = gather.element_bytes;
   const bool has_rows = gather.slot_extent[2] == gather.destination_stride[2];
+  if (gather.storing_warps > 0) {
+    gather.stores_from_registers = false;
+    const int bits = gather.slot_bits[2];
+    gather.staging_bytes = bytes * (gather.slots >> bits) * gather.columns * handed_pitch(gather.positions() << bits);
+    return;
+  }
   if (problem.layout == Layout::ncdhw) {
     // Half types, but for vectors, are written to shared memory and from there by ones and twos.
     gather.stores_from_registers = bytes == 2 && gather.slot_extent[2] == 1 && !(has_rows && row * bytes % 16 == 0);
@@ -548,6 +603,13 @@ void set_way_out(const Problem& problem, Operator op, PipelinedGather& gather) {
   gather.stores_in_bulk = has_vectors && (gather.whole_rows || voxel_bytes >= 128);
   const int round = bulk_bytes(gather.slot_extent[2], gather.columns, gather.element_bytes);
   gather.staging_bytes = gather.stores_in_bulk ? int64_t{4} * gather.warpgroups * bulk_buffers(round) * round : 0;
+}
+
+// Whether some of the loading warps may store instead. Where rows have one slot, sums are handed over by pairs of
+// matrices.
+bool can_hand_over(const Problem& problem, const PipelinedGather& gather) {
+  const bool has_pairs = gather.slot_bits[2] != 0 || gather.columns / 8 * gather.row_blocks % 2 == 0;
+  return problem.layout == Layout::ncdhw && hands_over(gather.configuration(), gather.element_bytes) && has_pairs;
 }
 
 // Tries the kernel that `gather` names, with every way to cut the source's residues and channels into stages.
@@ -568,14 +630,18 @@ void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Tar
       gather.channel_groups = channel_groups;
       gather.channel_blocks = static_cast<int>(ceil_divide<int64_t>(sources, channel_groups * group_channels));
       for (const int warpgroups : {1, 2}) {
-        const int loading = loading_warpgroups({gather.slots, gather.columns, gather.row_blocks, gather.exact});
+        const int loading = loading_warpgroups(gather.configuration());
         // Registers are shared out for one block on a multiprocessor where more warpgroups load than multiply.
         if (loading * warpgroups % 2 != 0) continue;
         gather.warpgroups = warpgroups;
         gather.loading = loading * warpgroups / 2;
-        set_way_out(problem, op, gather);
         gather.spare_positions = problem.layout == Layout::ncdhw ? 1 : 0;
-        try_tiles(problem, op, axes, target, walk, gather, least, best);
+        for (const int storing_warps : {0, 1, 2}) {
+          if (storing_warps > 0 && !can_hand_over(problem, gather)) break;
+          gather.storing_warps = storing_warps;
+          set_way_out(problem, op, gather);
+          try_tiles(problem, op, axes, target, walk, gather, least, best);
+        }
       }
     }
   }
@@ -597,6 +663,7 @@ void try_kernels(const Problem& problem, Operator op, const Target& target, Pipe
     gather.slots = configuration.slots;
     gather.columns = configuration.columns;
     gather.row_blocks = configuration.row_blocks;
+    gather.in_place = configuration.in_place;
     gather.column_blocks = static_cast<int>(ceil_divide<int64_t>(destinations, gather.columns));
     gather.unit_bytes = 32 * gather.columns * gather.band() * gather.parts();
     if (place_slots(residues, gather)) {
@@ -617,7 +684,9 @@ int64_t groups_of_product(int64_t groups, int64_t group_bytes) {
 
 std::string PipelinedGather::name() const {
   return std::to_string(slots) + 'x' + std::to_string(columns) + 'x' + std::to_string(row_blocks) +
-         (exact ? " exact" : "");
+         (exact      ? " exact"
+          : in_place ? " in place"
+                     : "");
 }
 
 SourceLoads source_loads(const Problem& problem, Operator op, const PipelinedGather& gather, uintptr_t address) {
@@ -674,7 +743,7 @@ std::optional<double> cut_pipelined_gather(const Problem& problem, Operator op, 
   result.by_groups = Divisor<int32_t>(merged.groups);
   for (int axis = 0; axis < 3; ++axis) {
     result.by_tiles[axis] = Divisor<int32_t>(result.tiles[axis]);
-    result.by_tile[axis] = Divisor<int32_t>(result.tile[axis]);
+    result.by_tile[axis] = Divisor<int32_t>(result.tile[axis] / result.block[axis]);
   }
   result.by_rows = Divisor<int32_t>(result.rows);
   result.by_planes = Divisor<int32_t>(result.planes);

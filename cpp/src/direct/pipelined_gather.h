@@ -22,13 +22,19 @@
 namespace convt3d::direct {
 
 // The kernels that there are: sums for `slots` residues by `columns` channels by 64 * row_blocks positions, in
-// slots * columns * row_blocks / 2 registers of a thread; the exact ones have twice as many.
+// slots * columns * row_blocks / 2 registers of a thread; the exact ones have twice as many. Those in place multiply
+// the source where it lies in shared memory, 64 positions in eights of neighbours along the width that are equally far
+// apart; the others have loaded it from there to registers, any positions once for all slots.
 inline constexpr GatherConfiguration kPipelinedGathers[] = {
-    {1, 8, 2, false},  {1, 16, 2, false}, {1, 32, 2, false}, {1, 64, 2, false}, {1, 128, 2, false}, {2, 16, 2, false},
-    {2, 32, 2, false}, {2, 48, 2, false}, {2, 64, 2, false}, {4, 8, 2, false},  {4, 16, 2, false},  {4, 24, 2, false},
-    {4, 32, 2, false}, {4, 48, 1, false}, {8, 8, 2, false},  {8, 16, 2, false}, {8, 24, 1, false},  {8, 32, 1, false},
-    {1, 16, 2, true},  {1, 32, 2, true},  {1, 64, 2, true},  {2, 32, 2, true},  {4, 8, 2, true},    {4, 16, 2, true},
-    {4, 32, 1, true},  {8, 8, 2, true},   {8, 16, 1, true},
+    {1, 8, 2, false},        {1, 16, 2, false},        {1, 32, 2, false},       {1, 64, 2, false}, {1, 128, 2, false},
+    {2, 16, 2, false},       {2, 32, 2, false},        {2, 48, 2, false},       {2, 64, 2, false}, {4, 8, 2, false},
+    {4, 16, 2, false},       {4, 24, 2, false},        {4, 32, 2, false},       {4, 48, 1, false}, {8, 8, 2, false},
+    {8, 16, 2, false},       {8, 24, 1, false},        {8, 32, 1, false},
+
+    {1, 16, 2, true},        {1, 32, 2, true},         {1, 64, 2, true},        {2, 32, 2, true},  {4, 8, 2, true},
+    {4, 16, 2, true},        {4, 32, 1, true},         {8, 8, 2, true},         {8, 16, 1, true},
+
+    {1, 64, 2, false, true}, {1, 128, 2, false, true}, {2, 48, 2, false, true},
 };
 
 // Slots in a band. A product of 8 or 16 columns takes about as long as one of 32.
@@ -67,6 +73,7 @@ constexpr int loading_warpgroups(const GatherConfiguration& configuration) {
 constexpr int kMaximumUnitsOfStep = 4;
 constexpr int units_together(const GatherConfiguration& configuration) {
   if (configuration.exact) return 1;
+  if (configuration.in_place) return kMaximumUnitsOfStep;
   const int sums = sums_of_thread(configuration);
   const int bands = configuration.slots / band_slots(configuration.slots, configuration.columns);
   return bands <= 2 && sums <= 96 && loading_warpgroups(configuration) == 2 ? kMaximumUnitsOfStep : 2;
@@ -136,6 +143,7 @@ struct PipelinedGather {
   // Which kernel: an entry of kPipelinedGathers, with so many warpgroups that multiply.
   int slots = 1, columns = 8, row_blocks = 1;
   bool exact = false;
+  bool in_place = false;
   int warpgroups = 1;
   int loading = 1;        // warpgroups that load
   int element_bytes = 4;  // of the source
@@ -151,6 +159,9 @@ struct PipelinedGather {
   int channel_groups = 1;              // 32 bytes of source channels each, in a stage
   int samples = 1;                     // of the batch, in one tile
   int tile[3] = {1, 1, 1};             // positions q
+  int block[3] = {1, 1, 1};            // of these, what the tile is made of: in place 64, eight eights along one axis,
+  int eight_step[3] = {0, 0, 0};       // from one to the next so many positions along each axis,
+  int eight_stride = 8;                // and so many of the stage's source
   int64_t tiles[3] = {1, 1, 1};
   int source_stride[3] = {1, 1, 1}, destination_stride[3] = {1, 1, 1};
   int source_step[3] = {1, 1, 1};       // of a pass, in source positions
@@ -168,6 +179,7 @@ struct PipelinedGather {
   bool stores_in_bulk = false;         // NDHWC: by way of shared memory, where the address allows
   bool whole_rows = false;             // in which all of a tile's voxels of a row are one run
   bool stores_from_registers = false;  // NCDHW: each thread what it has
+  int storing_warps = 0;               // NCDHW, half types: that store while others go on with the next tile
   int units = 0;                       // of all residues, for one block of channels and columns
   // Whether some slot of a band has no tap where another one has, or a group another one's channels. Its weights are
   // zeros there, so that what is not finite in the source would spoil sums that it does not belong to.
@@ -184,11 +196,13 @@ struct PipelinedGather {
   CONVT3D_HOST_DEVICE int parts() const {
     return exact ? 2 : 1;
   }  // of a float32: what tf32 holds, and what that leaves over
-  int step_units() const { return units_together({slots, columns, row_blocks, exact}); }  // at most
+  GatherConfiguration configuration() const { return {slots, columns, row_blocks, exact, in_place}; }
+  int step_units() const { return units_together(configuration()); }  // at most
   CONVT3D_HOST_DEVICE int64_t weight_bytes() const { return packed_bytes - (has_gaps ? 16 : 0); }
   CONVT3D_HOST_DEVICE int band() const { return band_slots(slots, columns); }
   int bands() const { return slots / band(); }
   CONVT3D_HOST_DEVICE int positions() const { return 64 * warpgroups * row_blocks; }
+  CONVT3D_HOST_DEVICE int tile_positions() const { return samples * tile[0] * tile[1] * tile[2]; }
   CONVT3D_HOST_DEVICE int lines() const { return samples * planes * rows; }
   // Cells, each what one load covers, that cover a line wherever it begins.
   int line_cells(SourceLoads loads) const {
@@ -211,7 +225,8 @@ struct PipelinedGather {
     return int64_t{4} * (cell_positions(loads, element_bytes) * (cells(loads) + 1) + 2 * cells(loads));
   }
   int threads() const { return 128 * (warpgroups + loading); }
-  CONVT3D_HOST_DEVICE int source_threads() const { return 128 * loading - 32; }  // of these
+  // Of these: the others copy weights, and store.
+  CONVT3D_HOST_DEVICE int source_threads() const { return 128 * loading - 32 - 32 * storing_warps; }
   // Units of 16 bytes of channels of one load's positions that one thread loads of a stage: neighbouring chunks of
   // channels of one cell, but for vectors. Of rows, batches of a warp.
   int thread_units(SourceLoads loads) const {
@@ -245,6 +260,14 @@ constexpr int staged_columns(int columns, int row_blocks) {
 constexpr int staging_floats(int columns, int row_blocks) {
   return staged_columns(columns, row_blocks) * (64 * row_blocks * 2 + 4);
 }
+
+// Whether some of a kernel's loading warps may store, in NCDHW, what multiplying ones hand over, while these go on with
+// the next tile. There is no room for a tile's floats; in place it was not faster.
+constexpr CONVT3D_HOST_DEVICE bool hands_over(const GatherConfiguration& configuration, int element_bytes) {
+  return element_bytes == 2 && !configuration.exact && !configuration.in_place;
+}
+// Elements from one channel to the next of what they hand over, so that no two lanes meet in a bank.
+constexpr CONVT3D_HOST_DEVICE int handed_pitch(int run) { return run + 8; }
 
 // What a warp stores in bulk in NDHWC, of eight positions and one row of slots, and for how many of these it has room.
 constexpr CONVT3D_HOST_DEVICE int bulk_bytes(int row_slots, int columns, int element_bytes) {

@@ -83,7 +83,10 @@ Plan plan_direct(const Problem& problem, Operator op, const Target& target, int6
     plan.expected_cycles = gather_cycles.value_or(0) + reduction_cycles.value_or(0);
   }
   plan.configuration = gathers ? name(schedule.gather) : "";
-  if (gathers && schedule.gather == Family::pipelined) plan.configuration += ' ' + schedule.pipelined_gather.name();
+  if (gathers && schedule.gather == Family::pipelined) {
+    const PipelinedGather& gather = schedule.pipelined_gather;
+    plan.configuration += ' ' + gather.name() + (gather.storing_warps > 0 ? " handing over" : "");
+  }
   if (reduces) plan.configuration += std::string(gathers ? ", " : "") + name(schedule.reduction);
   plan.schedule = std::make_shared<Schedule>(schedule);
   return plan;

@@ -4,19 +4,22 @@
 // Thread mapping: one or two warpgroups multiply, `loading` ones load. A multiplying warpgroup makes 64 * kRowBlocks
 // positions for kSlots residues and kColumns channels in registers. Any shifted window of positions is one of rows in
 // shared memory, where the source lies as [16 bytes of channels][position][16 bytes], so that ldmatrix loads fragments
-// alike whatever the step; weights lie as [16 bytes of channels][column][16 bytes], which wgmma reads where they are.
+// alike whatever the step; in place wgmma reads such rows where they are, by eights that are equally far apart. Weights
+// lie as [16 bytes of channels][column][16 bytes], which wgmma reads where they are, too.
 // Of the loading warps one has the weights copied in bulk, in pieces; through the others' registers the source passes.
 // Both fill rings of stages; a barrier for each stage says that it is full, another that it is free again. A block goes
 // from tile to tile, so that the next one is loaded while the sums of the last leave: in NCDHW through shared memory,
-// so that a warp writes neighbours, in NDHWC in bulk, behind the products of the next tile. Where a block's tiles all
-// take the same weights, and its stages hold these, they stay there.
+// so that a warp writes neighbours, in NDHWC in bulk, behind the products of the next tile. In NCDHW up to two of the
+// loading warps may store instead: half types' sums are handed over to them, and leave behind the next products as
+// well. Where a block's tiles all take the same weights, and its stages hold these, they stay there.
 //
 // Traffic: the source once for every block of columns and residues, with its halo; the weights once for every tile, or
 // for every block of threads, from L2; the destination once. Floor: 2 * taps * channels operations a destination at the
 // tensor cores' rate, or its bytes. With 64 columns and more, products run at cuBLAS's rate; below, shared memory
-// bounds it, which gives 16 cycles to a fragment and columns / 4 to a product's weights (kb61: busy for 70 % of the
-// time, tensor cores for 49 %). Where writing should bound it, taking turns does: on kb73 a multiplying warp is on the
-// way out for half its time, and multiplies nothing meanwhile.
+// bounds it, which gives 16 cycles to 64 positions and columns / 4 to a product's weights: with fragments once for all
+// slots, but such that loads and products wait for each other (of 2 x 64 columns 40 cycles a product instead of 32), in
+// place for each product, and beside it. Where writing should bound it, taking turns does: on kb73 a multiplying warp
+// is on the way out for half its time, and multiplies nothing meanwhile.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -87,8 +90,8 @@ CONVT3D_HOST_DEVICE constexpr int multiplying_registers(int loading_warpgroups) 
 }
 static_assert(multiplying_registers(2) == 192 && multiplying_registers(3) == 128 && multiplying_registers(4) == 96);
 
-// Named barriers: one for each multiplying warpgroup, one for the warps that load the source.
-constexpr int kWarpgroupBarrier = 1, kSourceBarrier = 3;
+// Named barriers: one for each multiplying warpgroup, one for the warps that load the source, one for those that store.
+constexpr int kWarpgroupBarrier = 1, kSourceBarrier = 3, kStoringBarrier = 4;
 
 // Where a block is in its ring of stages.
 struct Ring {
@@ -124,6 +127,8 @@ struct PipelinedMemory {
     source_tables = reinterpret_cast<int*>(next);
   }
   __device__ __forceinline__ uint32_t source_full(int stage) const { return barriers + 8 * stage; }
+  __device__ __forceinline__ uint32_t staged_full() const { return barriers + 32; }  // source stages are four at most
+  __device__ __forceinline__ uint32_t staged_free() const { return barriers + 40; }
   __device__ __forceinline__ uint32_t source_free(int stage) const { return barriers + 64 + 8 * stage; }
   __device__ __forceinline__ uint32_t weights_full(int stage) const { return barriers + 128 + 8 * stage; }
   __device__ __forceinline__ uint32_t weights_free(int stage) const { return barriers + 192 + 8 * stage; }
@@ -148,13 +153,22 @@ struct PipelinedItem {
   }
 };
 
-// A position of the tile along each axis; returns its sample's number in the tile.
+// A position of the tile along each axis; returns its sample's number in the tile. In place they are ordered by blocks.
+template <bool kInPlace>
 __device__ __forceinline__ int unfold(const PipelinedGather& gather, int position, int (&along)[3]) {
-  const int row = gather.by_tile[2].quotient(position), planes = gather.by_tile[1].quotient(row);
+  const int number = kInPlace ? position / 64 : position;
+  const int row = gather.by_tile[2].quotient(number), planes = gather.by_tile[1].quotient(row);
   const int member = gather.by_tile[0].quotient(planes);
-  along[0] = planes - member * gather.tile[0];
-  along[1] = row - planes * gather.tile[1];
-  along[2] = position - row * gather.tile[2];
+  along[0] = planes - member * gather.by_tile[0].value;
+  along[1] = row - planes * gather.by_tile[1].value;
+  along[2] = number - row * gather.by_tile[2].value;
+  if constexpr (kInPlace) {
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) {
+      along[axis] = along[axis] * gather.block[axis] + position % 64 / 8 * gather.eight_step[axis];
+    }
+    along[2] += position % 8;
+  }
   return member;
 }
 
@@ -597,28 +611,84 @@ struct BandSets {
   static constexpr uint32_t kSet = table()[kNumber];
 };
 
+// Where a tile's sums belong.
+template <class T, int kColumns, bool kInPlace>
+class Destination {
+ public:
+  __device__ __forceinline__ explicit Destination(const PipelinedArguments<T>& arguments)
+      : arguments_(arguments), gather_(arguments.gather) {}
+
+ protected:
+  // A position's first destination voxel, and how many residues along each axis lie inside the volume.
+  __device__ __forceinline__ int2 destination_place(const PipelinedItem& item, int position) const {
+    const GatherVolume& to = arguments_.to;
+    int along[3], voxel = 0, inside = 0;
+    const int member = unfold<kInPlace>(gather_, position, along);
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) {
+      const int begin = (item.first[axis] + along[axis]) * gather_.destination_stride[axis];
+      voxel = voxel * to.size[axis] + begin;
+      inside = inside << 10 | max(0, min(gather_.destination_stride[axis], to.size[axis] - begin));
+    }
+    voxel += member * to.sample_voxels;
+    const bool is_there = position < gather_.tile_positions() && member < arguments_.batch - item.sample;
+    return make_int2(voxel, is_there ? inside : 0);
+  }
+  __device__ __forceinline__ static bool is_inside(int2 place, const int (&residue)[3]) {
+    return residue[0] < (place.y >> 20) && residue[1] < (place.y >> 10 & 1023) && residue[2] < (place.y & 1023);
+  }
+  // The residues of a slot.
+  __device__ __forceinline__ void residues_of(const PipelinedPhase& phase, int slot, int (&residue)[3]) const {
+#pragma unroll
+    for (int axis = 2; axis >= 0; --axis) {
+      residue[axis] = phase.residue[axis] + (slot & (gather_.slot_extent[axis] - 1));
+      slot >>= gather_.slot_bits[axis];
+    }
+  }
+  // How far on the rows of these residues begin, in voxels.
+  __device__ __forceinline__ int row_offset(const int (&residue)[3]) const {
+    return (residue[0] * arguments_.to.size[1] + residue[1]) * arguments_.to.size[2];
+  }
+  __device__ __forceinline__ T* destination_of(const PipelinedItem& item) const {
+    const GatherVolume& to = arguments_.to;
+    return arguments_.destination + item.sample * to.sample_stride +
+           (static_cast<int64_t>(item.group) * to.group_channels + item.column_block * kColumns) * to.channel_stride;
+  }
+
+  const PipelinedArguments<T>& arguments_;
+  const PipelinedGather& gather_;
+};
+
 // A multiplying warpgroup.
-template <class T, int kSlots, int kColumns, int kRowBlocks, bool kExact>
-class Multiplier {
+template <class T, int kSlots, int kColumns, int kRowBlocks, bool kExact, bool kInPlace>
+class Multiplier : Destination<T, kColumns, kInPlace> {
+  using Base = Destination<T, kColumns, kInPlace>;
+  using Base::arguments_, Base::gather_;
+  using Base::destination_of, Base::destination_place, Base::is_inside, Base::residues_of, Base::row_offset;
+
  public:
   __device__ __forceinline__ Multiplier(const PipelinedArguments<T>& arguments, const PipelinedMemory& memory)
-      : arguments_(arguments),
-        gather_(arguments.gather),
+      : Base(arguments),
         memory_(memory),
         thread_(threadIdx.x % 128),
         lane_(threadIdx.x % 32),
         warpgroup_(threadIdx.x / 128) {
-    tile_positions_ = gather_.samples * gather_.tile[0] * gather_.tile[1] * gather_.tile[2];
-    // Which row of the fragments this lane names, at shift 0: half the lanes the rows' second halves.
+    // Which row of the fragments this lane names, at shift 0: half the lanes the rows' second halves. In place a
+    // block's first row, as wgmma wants it.
 #pragma unroll
     for (int block = 0; block < kRowBlocks; ++block) {
-      int position = (warpgroup_ * kRowBlocks + block) * 64 + thread_ / 32 * 16 + lane_ % 16;
-      if (position >= tile_positions_) position = 0;
+      int position = (warpgroup_ * kRowBlocks + block) * 64 + (kInPlace ? 0 : thread_ / 32 * 16 + lane_ % 16);
+      if (position >= gather_.tile_positions()) position = 0;
       int along[3];
-      const int member = unfold(gather_, position, along);
+      const int member = unfold<kInPlace>(gather_, position, along);
       const int plane = member * gather_.planes + along[0] * gather_.source_stride[0];
       const int place = (plane * gather_.rows + along[1] * gather_.source_stride[1]) * gather_.row_pitch + along[2];
-      rows_[block] = ptx::shared_address(memory_.source) + 16 * place + lane_ / 16 * gather_.half_stride;
+      const uint32_t row = ptx::shared_address(memory_.source) + 16 * place;
+      if constexpr (kInPlace) {
+        rows_[block] = ptx::or_of_warp(ptx::wgmma_columns(row, gather_.half_stride));  // so that it is known to be one
+      } else {
+        rows_[block] = row + lane_ / 16 * gather_.half_stride;
+      }
     }
   }
 
@@ -633,19 +703,31 @@ class Multiplier {
         const PipelinedPass& pass = gather_.tables.passes[phase.first_pass + number];
         for (int block = 0; block < gather_.channel_blocks; ++block) {
           ptx::wait(memory_.source_full(source.stage), source.parity);
+          if constexpr (kInPlace) ptx::fence_shared_for_wgmma();
           const uint32_t source_offset = source.stage * static_cast<uint32_t>(gather_.source_stage_bytes);
           for (int piece = 0; piece < pass.pieces; ++piece) {
             ptx::wait(memory_.weights_full(weights.stage), weights.parity);
-            multiply_piece(gather_.tables.pieces[pass.first_piece + piece], source_offset,
-                           memory_.weights + weights.stage * static_cast<uint32_t>(gather_.weight_stage_bytes));
-            if (!gather_.keeps_weights) ptx::arrive(memory_.weights_free(weights.stage));
+            const WeightPiece& steps = gather_.tables.pieces[pass.first_piece + piece];
+            const uint32_t stage = memory_.weights + weights.stage * static_cast<uint32_t>(gather_.weight_stage_bytes);
+            if constexpr (kInPlace) {
+              multiply_piece_in_place(steps, source_offset, stage);
+            } else {
+              multiply_piece(steps, source_offset, stage);
+            }
+            if (!gather_.keeps_weights) give_back(weights_to_free_, memory_.weights_free(weights.stage));
             weights.advance(gather_.weight_stages);
           }
-          ptx::arrive(memory_.source_free(source.stage));
+          give_back(source_to_free_, memory_.source_free(source.stage));
           source.advance(gather_.source_stages);
         }
       }
-      if (gather_.stores_from_registers) {
+      if constexpr (kInPlace) {
+        ptx::wait_for_products<0>();
+        free_stages();
+      }
+      if (gather_.storing_warps > 0) {
+        hand_over(item);
+      } else if (gather_.stores_from_registers) {
         store_from_registers(item, phase);
       } else if (arguments_.channels_first && gather_.slot_bits[2] != 0) {
         store_by_channels<1>(item, phase);
@@ -667,13 +749,15 @@ class Multiplier {
   static constexpr int kBand = band_slots(kSlots, kColumns), kBands = kSlots / kBand;
   static constexpr int kProductColumns = kBand * kColumns;
   static constexpr int kUnit = 2 * kProductColumns;  // 16-byte rows of a unit's part
-  static constexpr int kDepth = units_together({kSlots, kColumns, kRowBlocks, kExact});  // units of a step, at most
+  static constexpr int kDepth = units_together({kSlots, kColumns, kRowBlocks, kExact, kInPlace});  // of a step, at most
   static constexpr int kStaged = staged_columns(kColumns, kRowBlocks);
   static constexpr int kStagingFloats = staging_floats(kColumns, kRowBlocks);
   static constexpr int kPositions = 64 * kRowBlocks;
+  static constexpr bool kHandsOver = hands_over({kSlots, kColumns, kRowBlocks, kExact, kInPlace}, sizeof(T));
   using Staged = std::conditional_t<sizeof(T) == 2, T, float>;  // on the way out, in NCDHW
   using Sums = float[kRowBlocks][kSlots][kColumns / 2];
-  using Fragments = uint32_t[kDepth][kParts][kRowBlocks][4];
+  // Of a step: of each unit, what its rows are multiplied by; in place, how far on they are, in 16 bytes.
+  using Fragments = std::conditional_t<kInPlace, uint32_t[kDepth], uint32_t[kDepth][kParts][kRowBlocks][4]>;
 
   template <class Body>
   __device__ __forceinline__ static void for_each_sum(const Body& body) {
@@ -699,16 +783,20 @@ class Multiplier {
   __device__ __forceinline__ void load(Fragments& fragments, const PipelinedStep& step, uint32_t source) const {
 #pragma unroll
     for (int k = 0; k < kDepth; ++k) {
+      if constexpr (kInPlace) {
+        fragments[k] = (source + step.shift[k]) / 16;
+      } else {
 #pragma unroll
-      for (int block = 0; block < kRowBlocks; ++block) {
-        uint32_t (&fragment)[4] = fragments[k][0][block];
-        ptx::load_matrices(fragment, rows_[block] + (source + step.shift[k]));
-        if constexpr (kExact) {
+        for (int block = 0; block < kRowBlocks; ++block) {
+          uint32_t (&fragment)[4] = fragments[k][0][block];
+          ptx::load_matrices(fragment, rows_[block] + (source + step.shift[k]));
+          if constexpr (kExact) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const float value = __uint_as_float(fragment[i]);
-            fragment[i] = __float_as_uint(tf32_part(value, false));
-            fragments[k][1][block][i] = __float_as_uint(tf32_part(value, true));
+            for (int i = 0; i < 4; ++i) {
+              const float value = __uint_as_float(fragment[i]);
+              fragment[i] = __float_as_uint(tf32_part(value, false));
+              fragments[k][1][block][i] = __float_as_uint(tf32_part(value, true));
+            }
           }
         }
       }
@@ -720,12 +808,17 @@ class Multiplier {
 #if CONVT3D_HAS_WGMMA
     using Product = ptx::Wgmma<T, kProductColumns>;
     float* sums = sums_[block][band * kBand];  // and on through the band's other slots
-    if constexpr (kExact) {
-      // The small products first: tensor cores cut off what a sum cannot hold, and theirs are small sums.
-      Product::run_if(keeps, sums, fragments[k][1][block], ptx::wgmma_descriptor(unit));
-      Product::run(sums, fragments[k][0][block], ptx::wgmma_descriptor(unit + kUnit));
+    if constexpr (kInPlace) {
+      const uint32_t rows = rows_[block] + fragments[k];
+      Product::run(sums, ptx::wgmma_descriptor(rows, gather_.eight_stride), ptx::wgmma_descriptor(unit));
+    } else {
+      if constexpr (kExact) {
+        // The small products first: tensor cores cut off what a sum cannot hold, and theirs are small sums.
+        Product::run_if(keeps, sums, fragments[k][1][block], ptx::wgmma_descriptor(unit));
+        Product::run(sums, fragments[k][0][block], ptx::wgmma_descriptor(unit + kUnit));
+      }
+      Product::run(sums, fragments[k][0][block], ptx::wgmma_descriptor(unit));
     }
-    Product::run(sums, fragments[k][0][block], ptx::wgmma_descriptor(unit));
 #endif
   }
   // The products of one step begin: its units follow each other, those of one fragment band by band. Each set of bands
@@ -828,6 +921,39 @@ class Multiplier {
     }
   }
 
+  // In place a step is no more than its products' places: nothing waits for these but the stages that they read, which
+  // are given back once the first products of the next piece have begun.
+  __device__ __forceinline__ void multiply_piece_in_place(const WeightPiece& piece, uint32_t source, uint32_t weights) {
+#if CONVT3D_HAS_WGMMA
+    const uint32_t base = ptx::wgmma_columns(weights, kProductColumns * 16);
+    const PipelinedStep* steps = gather_.tables.steps + piece.first_step;
+    PipelinedStep next = *steps;
+    for (int left = piece.steps; left > 0; --left) {
+      Fragments fragments;
+      load(fragments, next, source);
+      multiply<0>(fragments, next.code, base + next.weights, true);
+      next = *++steps;
+      if (left == piece.steps) {
+        ptx::wait_for_products<1>();
+        free_stages();
+      }
+    }
+#endif
+  }
+  // The stage that this barrier belongs to: at once where its products have been made.
+  __device__ __forceinline__ static void give_back(uint32_t& held, uint32_t barrier) {
+    if constexpr (kInPlace) {
+      held = barrier;
+    } else {
+      ptx::arrive(barrier);
+    }
+  }
+  __device__ __forceinline__ void free_stages() {
+    if (weights_to_free_ != 0) ptx::arrive(weights_to_free_);
+    if (source_to_free_ != 0) ptx::arrive(source_to_free_);
+    weights_to_free_ = source_to_free_ = 0;
+  }
+
   // While the products of one step are under way, the fragments of the next are loaded; beyond the last step, some that
   // nobody needs.
   __device__ __forceinline__ void multiply_piece(const WeightPiece& piece, uint32_t source, uint32_t weights) {
@@ -860,37 +986,6 @@ class Multiplier {
 #endif
   }
 
-  // A position's first destination voxel, and how many residues along each axis lie inside the volume.
-  __device__ __forceinline__ int2 destination_place(const PipelinedItem& item, int position) const {
-    const GatherVolume& to = arguments_.to;
-    int along[3], voxel = 0, inside = 0;
-    const int member = unfold(gather_, position, along);
-#pragma unroll
-    for (int axis = 0; axis < 3; ++axis) {
-      const int begin = (item.first[axis] + along[axis]) * gather_.destination_stride[axis];
-      voxel = voxel * to.size[axis] + begin;
-      inside = inside << 10 | max(0, min(gather_.destination_stride[axis], to.size[axis] - begin));
-    }
-    voxel += member * to.sample_voxels;
-    const bool is_there = position < tile_positions_ && member < arguments_.batch - item.sample;
-    return make_int2(voxel, is_there ? inside : 0);
-  }
-  __device__ __forceinline__ static bool is_inside(int2 place, const int (&residue)[3]) {
-    return residue[0] < (place.y >> 20) && residue[1] < (place.y >> 10 & 1023) && residue[2] < (place.y & 1023);
-  }
-  // The residues of a slot.
-  __device__ __forceinline__ void residues_of(const PipelinedPhase& phase, int slot, int (&residue)[3]) const {
-#pragma unroll
-    for (int axis = 2; axis >= 0; --axis) {
-      residue[axis] = phase.residue[axis] + (slot & (gather_.slot_extent[axis] - 1));
-      slot >>= gather_.slot_bits[axis];
-    }
-  }
-  __device__ __forceinline__ T* destination_of(const PipelinedItem& item) const {
-    const GatherVolume& to = arguments_.to;
-    return arguments_.destination + item.sample * to.sample_stride +
-           (static_cast<int64_t>(item.group) * to.group_channels + item.column_block * kColumns) * to.channel_stride;
-  }
   __device__ __forceinline__ float bias_of(const PipelinedItem& item, int channel) const {
     const int channels = arguments_.to.group_channels;
     channel += item.column_block * kColumns;
@@ -915,6 +1010,67 @@ class Multiplier {
   }
   __device__ __forceinline__ void synchronize() const { ptx::barrier_sync(kWarpgroupBarrier + warpgroup_, 128); }
 
+  // NCDHW, half types: all sums of the tile, as [row of slots][channel][voxel], for the warps that store.
+  __device__ __forceinline__ void hand_over(const PipelinedItem& item) {
+    if constexpr (kHandsOver) {
+      add_bias(item, [](int column) { return column; });
+      ptx::wait(memory_.staged_free(), staged_parity_ ^ 1);
+      staged_parity_ ^= 1;
+      if (gather_.slot_bits[2] != 0) {
+        stage_pairs();
+      } else {
+        stage_matrices();
+      }
+      ptx::arrive(memory_.staged_full());
+    }
+  }
+  // Both residues of a row as one word.
+  __device__ __forceinline__ void stage_pairs() {
+    if constexpr (kSlots > 1) {
+      const int pitch = handed_pitch(2 * gather_.positions());
+      T* staged = reinterpret_cast<T*>(memory_.staging) + lane_ % 4 * 2 * pitch +
+                  2 * (warpgroup_ * kPositions + thread_ / 32 * 16 + lane_ / 4);
+#pragma unroll
+      for (int slot = 0; slot < kSlots; slot += 2) {
+#pragma unroll
+        for (int i = 0; i < kColumns / 2; ++i) {
+          T* const place = staged + (slot / 2 * kColumns + i / 4 * 8 + i % 2) * pitch + i / 2 % 2 * 16;
+#pragma unroll
+          for (int block = 0; block < kRowBlocks; ++block) {
+            store_pair(place + block * 128, static_cast<T>(totals(block, slot, i)),
+                       static_cast<T>(totals(block, slot + 1, i)));
+          }
+        }
+      }
+    }
+  }
+  // Eight channels by eight positions at a time, transposed.
+  __device__ __forceinline__ void stage_matrices() {
+    constexpr int kPairs = kColumns / 8 * kRowBlocks;  // of matrices: 16 positions by eight channels
+    if constexpr (kPairs % 2 == 0) {
+      const int pitch = handed_pitch(gather_.positions());
+      const uint32_t staged = ptx::shared_address(memory_.staging) +
+                              2 * (lane_ % 8 * pitch + warpgroup_ * kPositions + thread_ / 32 * 16 + lane_ / 8 % 2 * 8);
+#pragma unroll
+      for (int slot = 0; slot < kSlots; ++slot) {
+#pragma unroll
+        for (int pair = 0; pair < kPairs; pair += 2) {
+          uint32_t matrices[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int block = (pair + i / 2) % kRowBlocks, columns = (pair + i / 2) / kRowBlocks;
+            alignas(4) T both[2];
+#pragma unroll
+            for (int k = 0; k < 2; ++k) both[k] = static_cast<T>(totals(block, slot, columns * 4 + i % 2 * 2 + k));
+            matrices[i] = *reinterpret_cast<const uint32_t*>(both);
+          }
+          const int own = pair + lane_ / 16, block = own % kRowBlocks, columns = own / kRowBlocks;
+          ptx::store_matrices_transposed(staged + 2 * ((slot * kColumns + columns * 8) * pitch + block * 64), matrices);
+        }
+      }
+    }
+  }
+
   // NCDHW, half types where a tile has one residue along the width: each thread writes what it has. Eight lanes have
   // neighbours of the tile's row, which in the volume are a stride apart, and four lanes a channel each.
   __device__ __forceinline__ void store_from_registers(const PipelinedItem& item, const PipelinedPhase& phase) {
@@ -931,7 +1087,7 @@ class Multiplier {
         int residue[3];
         residues_of(phase, slot, residue);
         if (!is_inside(place, residue)) continue;
-        T* out = destination + (place.x + (residue[0] * to.size[1] + residue[1]) * to.size[2] + residue[2]);
+        T* out = destination + (place.x + row_offset(residue) + residue[2]);
 #pragma unroll
         for (int column = 0; column < kColumns; column += 8) {
 #pragma unroll
@@ -1008,7 +1164,7 @@ class Multiplier {
     T* destination = destination_of(item) + static_cast<int64_t>(first + share) * to.channel_stride;
     int residue[3];
     residues_of(phase, slot, residue);
-    const int first_width = residue[2], offset = (residue[0] * to.size[1] + residue[1]) * to.size[2];
+    const int first_width = residue[2], offset = row_offset(residue);
 #pragma unroll
     for (int round = 0; round < (kThreads + 127) / 128; ++round) {
       const int element = (thread_ % (kThreads < 128 ? kThreads : 128) + round * 128) * kWidth;
@@ -1035,13 +1191,15 @@ class Multiplier {
           out += kShares * static_cast<int64_t>(to.channel_stride);
         }
       } else {
-        const bool pair = inside[0] && inside[1] && voxel[1] == voxel[0] + 1;
+        // Rows, and so channels, are even: of all channels the same pairs are one word.
+        const bool pair =
+            inside[0] && inside[1] && voxel[1] == voxel[0] + 1 && reinterpret_cast<uintptr_t>(out) % 4 == 0;
         const int64_t apart = voxel[1] - voxel[0];
 #pragma unroll
         for (int channel = 0; channel < kStaged; channel += kShares) {
           const uint32_t both = *reinterpret_cast<const uint32_t*>(in + channel * kPitch);
           if (channel + share < channels) {
-            if (pair && reinterpret_cast<uintptr_t>(out) % 4 == 0) {
+            if (pair) {
               *reinterpret_cast<uint32_t*>(out) = both;
             } else {
               if (inside[0]) *reinterpret_cast<uint16_t*>(out) = static_cast<uint16_t>(both);
@@ -1084,7 +1242,7 @@ class Multiplier {
       for (int slot = 0; slot < kSlots; ++slot) {
         int residue[3];
         residues_of(phase, slot, residue);
-        const int offset = (residue[0] * to.size[1] + residue[1]) * to.size[2] + residue[2];
+        const int offset = row_offset(residue) + residue[2];
 #pragma unroll
         for (int i = 0; i < 2 * kRowBlocks; ++i) {
           const int2 place = places[i / 2][i % 2];
@@ -1145,7 +1303,7 @@ class Multiplier {
           residues_of(phase, slot, residue);
           residue[2] += lane_ % kRow;
           if (run > 0 && is_inside(place, residue)) {
-            const int offset = (residue[0] * to.size[1] + residue[1]) * to.size[2] + residue[2];
+            const int offset = row_offset(residue) + residue[2];
             ptx::store_bulk(destination_of(item) + static_cast<int64_t>(place.x + offset) * to.voxel_stride,
                             ptx::shared_address(buffer) + lane_ * voxel_bytes, run * voxel_bytes);
           }
@@ -1160,7 +1318,7 @@ class Multiplier {
     if (lane_ >= 8 * kRow) return 0;
     if (!gather_.whole_rows) return 1;
     int along[3];
-    unfold(gather_, first + lane_ / kRow, along);
+    unfold<kInPlace>(gather_, first + lane_ / kRow, along);
     if (lane_ != 0 && (lane_ % kRow != 0 || along[2] != 0)) return 0;
     const int positions = min(8 - lane_ / kRow, gather_.tile[2] - along[2]);
     return min(positions * kRow, arguments_.to.size[2] - (item.first[2] + along[2]) * kRow);
@@ -1186,22 +1344,152 @@ class Multiplier {
     }
   }
 
-  const PipelinedArguments<T>& arguments_;
-  const PipelinedGather& gather_;
   const PipelinedMemory& memory_;
   const int thread_, lane_, warpgroup_;
-  int tile_positions_;
   uint32_t rows_[kRowBlocks];
+  uint32_t staged_parity_ = 0;
+  uint32_t weights_to_free_ = 0, source_to_free_ = 0;  // in place: barriers of stages that products are still read from
   Sums sums_;
   float totals_[kExact ? kRowBlocks : 1][kExact ? kSlots : 1][kExact ? kColumns / 2 : 1];
 };
 
-// Warpgroups that load for two that multiply.
-template <int kSlots, int kColumns, int kRowBlocks, bool kExact>
-constexpr int kLoadingWarpgroups = loading_warpgroups({kSlots, kColumns, kRowBlocks, kExact});
+// The warps that store what multiplying ones have handed over, in NCDHW, half types; `thread` of theirs.
+template <class T, int kSlots, int kColumns>
+class Storer : Destination<T, kColumns, false> {
+  using Base = Destination<T, kColumns, false>;
+  using Base::arguments_, Base::gather_;
+  using Base::destination_of, Base::destination_place, Base::is_inside, Base::residues_of, Base::row_offset;
 
-template <class T, int kSlots, int kColumns, int kRowBlocks, bool kExact>
-__global__ void __launch_bounds__(128 * (2 + kLoadingWarpgroups<kSlots, kColumns, kRowBlocks, kExact>), 1)
+ public:
+  __device__ __forceinline__ Storer(const PipelinedArguments<T>& arguments, const PipelinedMemory& memory, int thread)
+      : Base(arguments), memory_(memory), thread_(thread) {}
+
+  __device__ __forceinline__ void run() {
+    uint32_t parity = 0;
+    for (int64_t index = blockIdx.x; index < gather_.items; index += gridDim.x, parity ^= 1) {
+      const PipelinedItem item(gather_, static_cast<int>(index));
+      const PipelinedPhase& phase = gather_.tables.phases[item.phase_block];
+      synchronize();
+#pragma unroll 1
+      for (int position = thread_; position < gather_.positions(); position += 32 * gather_.storing_warps) {
+        memory_.destination_places[position] = destination_place(item, position);
+      }
+      synchronize();
+      ptx::wait(memory_.staged_full(), parity);
+      if (gather_.slot_bits[2] != 0) {
+        if constexpr (kSlots > 1) store_tile<1>(item, phase);
+      } else {
+        store_tile<0>(item, phase);
+      }
+      ptx::arrive(memory_.staged_free());
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void synchronize() const {
+    ptx::barrier_sync(kStoringBarrier, 32 * gather_.storing_warps);
+  }
+  template <int kBits>
+  __device__ __forceinline__ void store_tile(const PipelinedItem& item, const PipelinedPhase& phase) const {
+    constexpr int kVector = 16 / sizeof(T);
+    const int share = (gather_.positions() << kBits) / 32;  // of a row of slots, that a lane has
+    if (arguments_.vector_stores && share >= kVector) {
+      store_rounds<kBits, uint4>(item, phase);
+    } else if (arguments_.vector_stores && share >= kVector / 2) {
+      store_rounds<kBits, uint2>(item, phase);
+    } else if (arguments_.to.size[2] % 2 == 0) {
+      store_rounds<kBits, ushort2>(item, phase);
+    } else {
+      store_rounds<kBits, T>(item, phase);
+    }
+  }
+  // A round is what a warp has lanes for of a row of slots' voxels, a word of these a lane, of all channels.
+  template <int kBits, class Word>
+  __device__ __forceinline__ void store_rounds(const PipelinedItem& item, const PipelinedPhase& phase) const {
+    constexpr int kWidth = sizeof(Word) / sizeof(T), kLooked = kIsPair<Word> ? 2 : 1;
+    const GatherVolume& to = arguments_.to;
+    const int run = gather_.positions() << kBits, pitch = handed_pitch(run), rounds = run / (32 * kWidth);
+    T* const destination = destination_of(item);
+#pragma unroll 1
+    for (int number = thread_ / 32; number < rounds * (kSlots >> kBits); number += gather_.storing_warps) {
+      const int row = number / rounds, element = ((number - row * rounds) * 32 + thread_ % 32) * kWidth;
+      int residue[3];
+      residues_of(phase, row << kBits, residue);
+      const int first_width = residue[2], offset = row_offset(residue);
+      int voxel[kLooked];
+      bool inside[kLooked];
+#pragma unroll
+      for (int i = 0; i < kLooked; ++i) {
+        const int2 place = memory_.destination_places[(element + i) >> kBits];
+        residue[2] = first_width + ((element + i) & ((1 << kBits) - 1));
+        inside[i] = is_inside(place, residue);
+        voxel[i] = place.x + offset + residue[2];
+      }
+      const T* in = reinterpret_cast<const T*>(memory_.staging) + row * kColumns * pitch + element;
+      T* const out = destination + voxel[0];
+      const int channels = min(kColumns, to.group_channels - item.column_block * kColumns);
+      if constexpr (kIsPair<Word>) {
+        // Rows, and so channels, are even: of all channels the same pairs are one word.
+        const bool is_word =
+            inside[0] && inside[1] && voxel[1] == voxel[0] + 1 && reinterpret_cast<uintptr_t>(out) % 4 == 0;
+        const bool apart[2] = {inside[0] && !is_word, inside[1] && !is_word};
+        if (__any_sync(0xffffffffu, apart[0] || apart[1])) {
+          const int second = voxel[1] - voxel[0];
+          store_channels<Word>(in, pitch, out, channels, [&](T* place, Word word) {
+            if (is_word) *reinterpret_cast<Word*>(place) = word;
+            if (apart[0]) *reinterpret_cast<uint16_t*>(place) = word.x;
+            if (apart[1]) *reinterpret_cast<uint16_t*>(place + second) = word.y;
+          });
+        } else {
+          store_channels<Word>(in, pitch, out, channels, [&](T* place, Word word) {
+            if (is_word) *reinterpret_cast<Word*>(place) = word;
+          });
+        }
+      } else {  // all inside or not at all
+        store_channels<Word>(in, pitch, out, channels, [&](T* place, Word word) {
+          if (inside[0]) *reinterpret_cast<Word*>(place) = word;
+        });
+      }
+    }
+  }
+  // A word of each channel: eight are read before the first is written, and addresses take one instruction each, since
+  // what bounds these warps is that each instruction waits for the one before it.
+  template <class Word, class Store>
+  __device__ __forceinline__ void store_channels(const T* in, int pitch, T* out, int channels,
+                                                 const Store& store) const {
+    constexpr int kTogether = 8;
+#pragma unroll 1
+    for (; channels > 0; channels -= kTogether) {
+      const int stride = ptx::opaque(arguments_.to.channel_stride);
+      Word words[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) words[i] = *reinterpret_cast<const Word*>(in + i * pitch);
+      if (channels >= kTogether) {
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) store(out + static_cast<int64_t>(stride) * i, words[i]);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+          if (i < channels) store(out + static_cast<int64_t>(stride) * i, words[i]);
+        }
+      }
+      in += kTogether * pitch;
+      out += static_cast<int64_t>(stride) * kTogether;
+    }
+  }
+  template <class Word>
+  static constexpr bool kIsPair = std::is_same_v<Word, ushort2>;  // which may be half inside
+
+  const PipelinedMemory& memory_;
+  const int thread_;
+};
+
+// Warpgroups that load for two that multiply.
+template <int kSlots, int kColumns, int kRowBlocks, bool kExact, bool kInPlace>
+constexpr int kLoadingWarpgroups = loading_warpgroups({kSlots, kColumns, kRowBlocks, kExact, kInPlace});
+
+template <class T, int kSlots, int kColumns, int kRowBlocks, bool kExact, bool kInPlace>
+__global__ void __launch_bounds__(128 * (2 + kLoadingWarpgroups<kSlots, kColumns, kRowBlocks, kExact, kInPlace>), 1)
     gather_pipelined_kernel(const __grid_constant__ PipelinedArguments<T> arguments) {
 #if CONVT3D_HAS_WGMMA
   extern __shared__ __align__(128) unsigned char shared[];
@@ -1218,20 +1506,28 @@ __global__ void __launch_bounds__(128 * (2 + kLoadingWarpgroups<kSlots, kColumns
       ptx::make_barrier(memory.weights_full(stage), 1);
       ptx::make_barrier(memory.weights_free(stage), multiplying);
     }
+    if (gather.storing_warps > 0) {
+      ptx::make_barrier(memory.staged_full(), multiplying);
+      ptx::make_barrier(memory.staged_free(), 32 * gather.storing_warps);
+    }
     ptx::fence_shared_for_wgmma();
   }
   __syncthreads();
-  constexpr int kLoading = kLoadingWarpgroups<kSlots, kColumns, kRowBlocks, kExact>;
+  constexpr int kLoading = kLoadingWarpgroups<kSlots, kColumns, kRowBlocks, kExact, kInPlace>;
   if (thread < 0) {
     ptx::claim_registers<multiplying_registers(kLoading)>();
-    Multiplier<T, kSlots, kColumns, kRowBlocks, kExact>(arguments, memory).run();
+    Multiplier<T, kSlots, kColumns, kRowBlocks, kExact, kInPlace>(arguments, memory).run();
   } else {
     ptx::give_up_registers<loading_registers(kLoading)>();
     if (thread < source_threads) {
       constexpr bool kRounds = sizeof(T) == 4 && !kExact, kWatches = watches_source(kSlots, kColumns);
-      SourceLoader<T, kRounds, kWatches, (kColumns < 128)>(arguments, memory, thread, source_threads).run();
+      SourceLoader<T, kRounds, kWatches, (kColumns < 128 || kInPlace)>(arguments, memory, thread, source_threads).run();
     } else if (thread == source_threads) {
       load_weights(arguments, memory);
+    } else if (thread >= source_threads + 32) {
+      if constexpr (hands_over({kSlots, kColumns, kRowBlocks, kExact, kInPlace}, sizeof(T))) {
+        Storer<T, kSlots, kColumns>(arguments, memory, thread - source_threads - 32).run();
+      }
     }
   }
 #endif
@@ -1348,13 +1644,13 @@ bool launch_pipelined_entry(const PipelinedArguments<T>& arguments, cudaStream_t
   constexpr GatherConfiguration kEntry = kPipelinedGathers[Entry];
   const PipelinedGather& gather = arguments.gather;
   if (gather.slots != kEntry.slots || gather.columns != kEntry.columns || gather.row_blocks != kEntry.row_blocks ||
-      gather.exact != kEntry.exact)
+      gather.exact != kEntry.exact || gather.in_place != kEntry.in_place)
     return false;
   if constexpr (sizeof(T) == 2 && kEntry.exact) {
     return false;
   } else {
     launch(Begins::early, "launching gather_pipelined",
-           gather_pipelined_kernel<T, kEntry.slots, kEntry.columns, kEntry.row_blocks, kEntry.exact>,
+           gather_pipelined_kernel<T, kEntry.slots, kEntry.columns, kEntry.row_blocks, kEntry.exact, kEntry.in_place>,
            dim3(static_cast<unsigned>(gather.blocks)), gather.threads(), static_cast<size_t>(gather.shared_bytes),
            stream, arguments);
     return true;
