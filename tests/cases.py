@@ -136,15 +136,14 @@ NAMED = {
 
 #: Operators with so many tiles in half types that on an H200 some warps store while others multiply the next ones.
 MANY_TILES = {
-    "odd rows": ("forward", Case(16, 32, 16, 1, (12, 12, 48), (2, 2, 2), (1, 1, 1), (0, 0, 0))),
-    "even rows": ("forward", Case(16, 32, 16, 1, (12, 12, 49), (2, 2, 2), (1, 1, 1), (0, 0, 0))),
-    "rows of vectors": ("forward", Case(16, 8, 32, 1, (20, 20, 24), (3, 3, 3), (1, 1, 1), (0, 0, 1))),
+    "even rows": ("forward", Case(8, 8, 32, 1, (32, 32, 33), (4, 4, 4), (1, 1, 1), (0, 1, 1))),
+    "rows of vectors": ("forward", Case(16, 8, 32, 1, (32, 32, 31), (2, 2, 2), (1, 1, 1), (0, 0, 0))),
+    "two residues a row, odd rows": ("forward", Case(8, 16, 16, 1, (24, 24, 48), (4, 4, 4), (1, 1, 1), (1, 1, 0))),
     "two residues a row, even rows": ("forward", Case(16, 32, 16, 1, (16, 32, 64), (3, 3, 3), (1, 1, 1), (0, 0, 0))),
-    "two residues a row, vectors": ("forward", Case(4, 16, 32, 1, (24, 24, 16), (2, 2, 2), (2, 2, 2), (0, 0, 0))),
-    "two residues a row, one warpgroup": ("forward", Case(4, 8, 48, 1, (16, 16, 48), (2, 2, 2), (2, 2, 2), (0, 0, 0))),
-    "gradient, odd rows": ("grad_input", Case(8, 8, 8, 1, (24, 24, 31), (3, 3, 3), (2, 2, 2), (0, 1, 1))),
-    "gradient, even rows": ("grad_input", Case(8, 8, 8, 1, (24, 24, 34), (3, 3, 3), (2, 2, 2), (0, 1, 1))),
-    "gradient, vectors": ("grad_input", Case(16, 16, 8, 1, (24, 24, 16), (2, 2, 2), (1, 1, 1), (0, 0, 0))),
+    "two residues a row, vectors": ("forward", Case(4, 16, 16, 1, (24, 24, 32), (2, 2, 2), (2, 2, 2), (0, 0, 0))),
+    "two residues a row, one warpgroup": ("forward", Case(8, 8, 24, 1, (16, 16, 48), (2, 2, 2), (2, 2, 2), (0, 0, 0))),
+    "gradient, vectors": ("grad_input", Case(8, 48, 16, 1, (24, 24, 64), (2, 2, 2), (2, 2, 2), (0, 0, 0))),
+    "gradient, two residues a row": ("grad_input", Case(16, 16, 48, 1, (24, 24, 64), (2, 2, 2), (1, 1, 1), (0, 0, 0))),
 }
 
 

@@ -52,7 +52,7 @@ inline constexpr uint8_t kSetsOf8[] = {1,  2,   4,  8,   16, 32,  64, 128, 3,   
                                        68, 136, 15, 240, 51, 204, 85, 170, 255, 7,  14, 28,  56, 112, 224, 6,   24, 96};
 
 // Registers of a thread that hold sums; the exact kernels' have twice as many.
-constexpr int sums_of_thread(const GatherConfiguration& configuration) {
+constexpr CONVT3D_HOST_DEVICE int sums_of_thread(const GatherConfiguration& configuration) {
   return configuration.slots * configuration.columns * configuration.row_blocks / 2;
 }
 
@@ -60,7 +60,7 @@ constexpr int sums_of_thread(const GatherConfiguration& configuration) {
 // warps help where much is loaded for each product, as in grad_input with a stride, which one slot serves, and where
 // columns are few; if sums leave them registers. kb73's grad_input takes 0.84 ms with four, 1.14 with two; kb58 and
 // kb68, of two slots, 5 and 8 % more with three.
-constexpr int loading_warpgroups(const GatherConfiguration& configuration) {
+constexpr CONVT3D_HOST_DEVICE int loading_warpgroups(const GatherConfiguration& configuration) {
   const int sums = sums_of_thread(configuration);
   const bool loads_much = configuration.slots == 1 || (configuration.slots == 8 && configuration.columns == 8);
   if (!loads_much || sums > 64 || configuration.exact) return 2;
@@ -262,9 +262,11 @@ constexpr int staging_floats(int columns, int row_blocks) {
 }
 
 // Whether some of a kernel's loading warps may store, in NCDHW, what multiplying ones hand over, while these go on with
-// the next tile. There is no room for a tile's floats; in place it was not faster.
+// the next tile. There is no room for a tile's floats; and neither in place nor where loading takes more warps than two
+// warpgroups was it faster.
 constexpr CONVT3D_HOST_DEVICE bool hands_over(const GatherConfiguration& configuration, int element_bytes) {
-  return element_bytes == 2 && !configuration.exact && !configuration.in_place;
+  return element_bytes == 2 && !configuration.exact && !configuration.in_place &&
+         loading_warpgroups(configuration) == 2;
 }
 // Elements from one channel to the next of what they hand over, so that no two lanes meet in a bank.
 constexpr CONVT3D_HOST_DEVICE int handed_pitch(int run) { return run + 8; }
