@@ -1,0 +1,143 @@
+// The warps of the pipelined gather that store (see direct/cuda/pipelined_gather.h).
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "cuda/ptx.h"
+#include "direct/cuda/pipelined_block.h"
+
+namespace convt3d::direct {
+
+// The warps that store what multiplying ones have handed over, in NCDHW, half types; `thread` of theirs.
+template <class T, int kSlots, int kColumns>
+class Storer : Destination<T, kColumns, false> {
+  using Base = Destination<T, kColumns, false>;
+  using Base::arguments_, Base::gather_;
+  using Base::destination_of, Base::destination_place, Base::is_inside, Base::residues_of, Base::row_offset;
+
+ public:
+  __device__ __forceinline__ Storer(const PipelinedArguments<T>& arguments, const PipelinedMemory& memory, int thread)
+      : Base(arguments), memory_(memory), thread_(thread) {}
+
+  __device__ __forceinline__ void run() {
+    uint32_t parity = 0;
+    for (int64_t index = blockIdx.x; index < gather_.items; index += gridDim.x, parity ^= 1) {
+      const PipelinedItem item(gather_, static_cast<int>(index));
+      const PipelinedPhase& phase = gather_.tables.phases[item.phase_block];
+      synchronize();
+#pragma unroll 1
+      for (int position = thread_; position < gather_.positions(); position += 32 * gather_.storing_warps) {
+        memory_.destination_places[position] = destination_place(item, position);
+      }
+      synchronize();
+      ptx::wait(memory_.staged_full(), parity);
+      if (gather_.slot_bits[2] != 0) {
+        if constexpr (kSlots > 1) store_tile<1>(item, phase);
+      } else {
+        store_tile<0>(item, phase);
+      }
+      ptx::arrive(memory_.staged_free());
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void synchronize() const {
+    ptx::barrier_sync(kStoringBarrier, 32 * gather_.storing_warps);
+  }
+  template <int kBits>
+  __device__ __forceinline__ void store_tile(const PipelinedItem& item, const PipelinedPhase& phase) const {
+    constexpr int kVector = 16 / sizeof(T);
+    const int share = (gather_.positions() << kBits) / 32;  // of a row of slots, that a lane has
+    if (arguments_.vector_stores && share >= kVector) {
+      store_rounds<kBits, uint4>(item, phase);
+    } else if (arguments_.vector_stores && share >= kVector / 2) {
+      store_rounds<kBits, uint2>(item, phase);
+    } else if (arguments_.to.size[2] % 2 == 0) {
+      store_rounds<kBits, ushort2>(item, phase);
+    } else {
+      store_rounds<kBits, T>(item, phase);
+    }
+  }
+  // A round is what a warp has lanes for of a row of slots' voxels, a word of these a lane, of all channels.
+  template <int kBits, class Word>
+  __device__ __forceinline__ void store_rounds(const PipelinedItem& item, const PipelinedPhase& phase) const {
+    constexpr int kWidth = sizeof(Word) / sizeof(T), kLooked = kIsPair<Word> ? 2 : 1;
+    const GatherVolume& to = arguments_.to;
+    const int run = gather_.positions() << kBits, pitch = handed_pitch(run), rounds = run / (32 * kWidth);
+    T* const destination = destination_of(item);
+#pragma unroll 1
+    for (int number = thread_ / 32; number < rounds * (kSlots >> kBits); number += gather_.storing_warps) {
+      const int row = number / rounds, element = ((number - row * rounds) * 32 + thread_ % 32) * kWidth;
+      int residue[3];
+      residues_of(phase, row << kBits, residue);
+      const int first_width = residue[2], offset = row_offset(residue);
+      int voxel[kLooked];
+      bool inside[kLooked];
+#pragma unroll
+      for (int i = 0; i < kLooked; ++i) {
+        const int2 place = memory_.destination_places[(element + i) >> kBits];
+        residue[2] = first_width + ((element + i) & ((1 << kBits) - 1));
+        inside[i] = is_inside(place, residue);
+        voxel[i] = place.x + offset + residue[2];
+      }
+      const T* in = reinterpret_cast<const T*>(memory_.staging) + row * kColumns * pitch + element;
+      T* const out = destination + voxel[0];
+      const int channels = min(kColumns, to.group_channels - item.column_block * kColumns);
+      if constexpr (kIsPair<Word>) {
+        // Rows, and so channels, are even: of all channels the same pairs are one word.
+        const bool is_word =
+            inside[0] && inside[1] && voxel[1] == voxel[0] + 1 && reinterpret_cast<uintptr_t>(out) % 4 == 0;
+        const bool apart[2] = {inside[0] && !is_word, inside[1] && !is_word};
+        if (__any_sync(0xffffffffu, apart[0] || apart[1])) {
+          const int second = voxel[1] - voxel[0];
+          store_channels<Word>(in, pitch, out, channels, [&](T* place, Word word) {
+            if (is_word) *reinterpret_cast<Word*>(place) = word;
+            if (apart[0]) *reinterpret_cast<uint16_t*>(place) = word.x;
+            if (apart[1]) *reinterpret_cast<uint16_t*>(place + second) = word.y;
+          });
+        } else {
+          store_channels<Word>(in, pitch, out, channels, [&](T* place, Word word) {
+            if (is_word) *reinterpret_cast<Word*>(place) = word;
+          });
+        }
+      } else {  // all inside or not at all
+        store_channels<Word>(in, pitch, out, channels, [&](T* place, Word word) {
+          if (inside[0]) *reinterpret_cast<Word*>(place) = word;
+        });
+      }
+    }
+  }
+  // A word of each channel: eight are read before the first is written, and addresses take one instruction each, since
+  // what bounds these warps is that each instruction waits for the one before it.
+  template <class Word, class Store>
+  __device__ __forceinline__ void store_channels(const T* in, int pitch, T* out, int channels,
+                                                 const Store& store) const {
+    constexpr int kTogether = 8;
+#pragma unroll 1
+    for (; channels > 0; channels -= kTogether) {
+      const int stride = ptx::opaque(arguments_.to.channel_stride);
+      Word words[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) words[i] = *reinterpret_cast<const Word*>(in + i * pitch);
+      if (channels >= kTogether) {
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) store(out + static_cast<int64_t>(stride) * i, words[i]);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+          if (i < channels) store(out + static_cast<int64_t>(stride) * i, words[i]);
+        }
+      }
+      in += kTogether * pitch;
+      out += static_cast<int64_t>(stride) * kTogether;
+    }
+  }
+  template <class Word>
+  static constexpr bool kIsPair = std::is_same_v<Word, ushort2>;  // which may be half inside
+
+  const PipelinedMemory& memory_;
+  const int thread_;
+};
+
+}  // namespace convt3d::direct
