@@ -377,10 +377,12 @@ bool divide_memory(const Problem& problem, Operator op, const Target& target, co
   return false;
 }
 
-// Cycles of one product of 64 rows by so many columns, in a stream of them.
+// Cycles of one product of 64 rows, in a stream of them: for what it reads from shared memory, and in all.
+double shared_cycles(const PipelinedGather& gather) {
+  return gather.columns * gather.band() / 4.0 + (gather.in_place ? 16 : 0);
+}
 double product_cycles(const PipelinedGather& gather) {
-  const int columns = gather.columns * gather.band();
-  return std::max(gather.in_place ? 16 + columns / 4.0 : 13.0, columns / 2.0);
+  return std::max(gather.in_place ? shared_cycles(gather) : 13.0, gather.columns * gather.band() / 2.0);
 }
 
 // Bytes of the destination that a tile writes and that follow each other.
@@ -436,7 +438,6 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
   // What a warp that stores does, a word of each lane at a time.
   const double word = row % 8 == 0 ? 8 : row % 2 == 0 ? 2 : 1;
   const double storing = gather.storing_warps > 0 ? 48 * destinations / (32 * word) / gather.storing_warps : 0;
-  const int product_columns = gather.columns * gather.band();
   const double fragment = gather.in_place     ? 0
                           : is_spread(gather) ? 21
                                               : 21 + 16 * std::min(1.0, 7.0 / gather.tile[2]);  // cycles
@@ -458,10 +459,9 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
     const double loads = (1 + sector / gather.used_pitch) * source_bytes + weight_bytes;
     const double multiply =
         (gather.in_place ? 0.67 : 0.85) * row_groups * chunks * units * parts * product_cycles(gather);
-    const double of_product = product_columns / 4.0 + (gather.in_place ? 16 : 0);
-    const double shared =
-        (gather.in_place ? 0.68 : 0.86) * (row_groups * chunks * parts * (steps * fragment + units * of_product) +
-                                           (weight_bytes + (by_channels ? 17 * destinations : 0)) / 128);
+    const double shared = (gather.in_place ? 0.68 : 0.86) *
+                          (row_groups * chunks * parts * (steps * fragment + units * shared_cycles(gather)) +
+                           (weight_bytes + (by_channels ? 17 * destinations : 0)) / 128);
     const double memory = loads / 178 + stores / 42;
     // What a multiplying warpgroup does one after the other, and what the warps that load do.
     const double fragments = steps * chunks;
@@ -586,7 +586,8 @@ void set_way_out(const Problem& problem, Operator op, PipelinedGather& gather) {
   if (gather.storing_warps > 0) {
     gather.stores_from_registers = false;
     const int bits = gather.slot_bits[2];
-    gather.staging_bytes = bytes * (gather.slots >> bits) * gather.columns * handed_pitch(gather.positions() << bits);
+    const int pitch = staging_pitch(gather.positions() << bits, gather.element_bytes);
+    gather.staging_bytes = bytes * (gather.slots >> bits) * gather.columns * pitch;
     return;
   }
   if (problem.layout == Layout::ncdhw) {

@@ -251,6 +251,10 @@ constexpr CONVT3D_HOST_DEVICE bool watches_source(int slots, int columns) {
   return band_slots(slots, columns) > 1 || (slots == 1 && columns <= 16);
 }
 
+// Elements from one channel to the next of what leaves through shared memory in NCDHW: 16 bytes more than the voxels
+// take, which are a multiple of 64, so that no two lanes meet in a bank.
+constexpr CONVT3D_HOST_DEVICE int staging_pitch(int run, int element_bytes) { return run + 16 / element_bytes; }
+
 // Columns that leave through shared memory together, in NCDHW, and the floats that this takes for a warpgroup.
 constexpr int staged_columns(int columns, int row_blocks) {
   const int most = row_blocks == 1 ? 32 : 16;
@@ -258,7 +262,7 @@ constexpr int staged_columns(int columns, int row_blocks) {
   return columns % most == 0 ? most : 24 <= most && columns % 24 == 0 ? 24 : columns % 16 == 0 ? 16 : 8;
 }
 constexpr int staging_floats(int columns, int row_blocks) {
-  return staged_columns(columns, row_blocks) * (64 * row_blocks * 2 + 4);
+  return staged_columns(columns, row_blocks) * staging_pitch(64 * row_blocks * 2, 4);
 }
 
 // Whether some of a kernel's loading warps may store, in NCDHW, what multiplying ones hand over, while these go on with
@@ -268,8 +272,6 @@ constexpr CONVT3D_HOST_DEVICE bool hands_over(const GatherConfiguration& configu
   return element_bytes == 2 && !configuration.exact && !configuration.in_place &&
          loading_warpgroups(configuration) == 2;
 }
-// Elements from one channel to the next of what they hand over, so that no two lanes meet in a bank.
-constexpr CONVT3D_HOST_DEVICE int handed_pitch(int run) { return run + 8; }
 
 // What a warp stores in bulk in NDHWC, of eight positions and one row of slots, and for how many of these it has room.
 constexpr CONVT3D_HOST_DEVICE int bulk_bytes(int row_slots, int columns, int element_bytes) {

@@ -419,7 +419,7 @@ class Multiplier : Destination<T, kColumns, kInPlace> {
   // Both residues of a row as one word.
   __device__ __forceinline__ void stage_pairs() {
     if constexpr (kSlots > 1) {
-      const int pitch = handed_pitch(2 * gather_.positions());
+      const int pitch = staging_pitch(2 * gather_.positions(), sizeof(T));
       T* staged = reinterpret_cast<T*>(memory_.staging) + lane_ % 4 * 2 * pitch +
                   2 * (warpgroup_ * kPositions + thread_ / 32 * 16 + lane_ / 4);
 #pragma unroll
@@ -440,7 +440,7 @@ class Multiplier : Destination<T, kColumns, kInPlace> {
   __device__ __forceinline__ void stage_matrices() {
     constexpr int kPairs = kColumns / 8 * kRowBlocks;  // of matrices: 16 positions by eight channels
     if constexpr (kPairs % 2 == 0) {
-      const int pitch = handed_pitch(gather_.positions());
+      const int pitch = staging_pitch(gather_.positions(), sizeof(T));
       const uint32_t staged = ptx::shared_address(memory_.staging) +
                               2 * (lane_ % 8 * pitch + warpgroup_ * kPositions + thread_ / 32 * 16 + lane_ / 8 % 2 * 8);
 #pragma unroll
@@ -497,8 +497,7 @@ class Multiplier : Destination<T, kColumns, kInPlace> {
   template <int kBits>
   __device__ __forceinline__ void store_by_channels(const PipelinedItem& item, const PipelinedPhase& phase) {
     constexpr int kRow = 1 << kBits, kRun = kPositions << kBits;
-    // 16 bytes more than a multiple of 64: no two lanes meet in a bank.
-    constexpr int kPitch = kRun + 16 / sizeof(Staged);
+    constexpr int kPitch = staging_pitch(kRun, sizeof(Staged));
     if constexpr (kRow <= kSlots) {
       Staged* staging = reinterpret_cast<Staged*>(memory_.staging + warpgroup_ * kStagingFloats);
       Staged* staged = staging + lane_ % 4 * 2 * kPitch + ((thread_ / 32 * 16 + lane_ / 4) << kBits);
@@ -548,7 +547,7 @@ class Multiplier : Destination<T, kColumns, kInPlace> {
   __device__ __forceinline__ void store_run(const PipelinedItem& item, const PipelinedPhase& phase, int slot, int first,
                                             const Staged* staging) const {
     constexpr bool kVectors = kWidth * sizeof(T) == 16;
-    constexpr int kRun = kPositions << kBits, kThreads = kRun / kWidth, kPitch = kRun + 16 / sizeof(Staged);
+    constexpr int kRun = kPositions << kBits, kThreads = kRun / kWidth, kPitch = staging_pitch(kRun, sizeof(Staged));
     constexpr int kShares = kThreads < 128 ? 128 / kThreads : 1;  // of the channels
     const GatherVolume& to = arguments_.to;
     const int channels = min(kStaged, to.group_channels - item.column_block * kColumns - first);

@@ -64,7 +64,7 @@ class Storer : Destination<T, kColumns, false> {
   __device__ __forceinline__ void store_rounds(const PipelinedItem& item, const PipelinedPhase& phase) const {
     constexpr int kWidth = sizeof(Word) / sizeof(T), kLooked = kIsPair<Word> ? 2 : 1;
     const GatherVolume& to = arguments_.to;
-    const int run = gather_.positions() << kBits, pitch = handed_pitch(run), rounds = run / (32 * kWidth);
+    const int run = gather_.positions() << kBits, pitch = staging_pitch(run, sizeof(T)), rounds = run / (32 * kWidth);
     T* const destination = destination_of(item);
 #pragma unroll 1
     for (int number = thread_ / 32; number < rounds * (kSlots >> kBits); number += gather_.storing_warps) {
