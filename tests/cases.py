@@ -140,10 +140,24 @@ MANY_TILES = {
     "rows of vectors": ("forward", Case(16, 8, 32, 1, (32, 32, 31), (2, 2, 2), (1, 1, 1), (0, 0, 0))),
     "two residues a row, odd rows": ("forward", Case(8, 16, 16, 1, (24, 24, 48), (4, 4, 4), (1, 1, 1), (1, 1, 0))),
     "two residues a row, even rows": ("forward", Case(16, 32, 16, 1, (16, 32, 64), (3, 3, 3), (1, 1, 1), (0, 0, 0))),
-    "two residues a row, vectors": ("forward", Case(4, 16, 16, 1, (24, 24, 32), (2, 2, 2), (2, 2, 2), (0, 0, 0))),
+    "two residues a row, vectors": ("forward", Case(2, 128, 64, 1, (32, 32, 32), (2, 2, 2), (2, 2, 2), (0, 0, 0))),
     "two residues a row, one warpgroup": ("forward", Case(8, 8, 24, 1, (16, 16, 48), (2, 2, 2), (2, 2, 2), (0, 0, 0))),
     "gradient, vectors": ("grad_input", Case(8, 48, 16, 1, (24, 24, 64), (2, 2, 2), (2, 2, 2), (0, 0, 0))),
     "gradient, two residues a row": ("grad_input", Case(16, 16, 48, 1, (24, 24, 64), (2, 2, 2), (1, 1, 1), (0, 0, 0))),
+}
+
+#: The same where they store runs of voxels, as they lie in the result: in half types, in TF32, or in both.
+BOTH, HALF_TYPES, ONLY_TF32 = (True, True), (True, False), (False, True)
+MANY_RUNS = {
+    "odd rows": ("forward", Case(4, 8, 8, 1, (24, 32, 32), (3, 3, 3), (2, 2, 2), (0, 1, 0)), BOTH),
+    "channels in turn": ("forward", Case(4, 8, 48, 1, (16, 16, 33), (3, 3, 3), (2, 2, 2), (1, 1, 0)), BOTH),
+    "stride 1": ("forward", Case(16, 8, 24, 1, (8, 32, 16), (4, 4, 4), (1, 1, 1), (0, 0, 0)), BOTH),
+    "residues beyond the stride": ("forward", Case(8, 8, 32, 1, (12, 16, 33), (3, 3, 3), (3, 2, 2), (0, 0, 0)), BOTH),
+    "groups, even rows": ("forward", Case(4, 32, 64, 4, (24, 8, 31), (2, 2, 2), (2, 2, 2), (0, 0, 0)), BOTH),
+    "rows of vectors": ("forward", Case(4, 32, 32, 4, (24, 24, 16), (2, 2, 2), (2, 2, 2), (0, 0, 0)), HALF_TYPES),
+    "gradient": ("grad_input", Case(16, 8, 8, 1, (8, 32, 63), (2, 2, 2), (1, 2, 2), (0, 0, 0)), HALF_TYPES),
+    "gradient, groups": ("grad_input", Case(16, 16, 16, 2, (16, 8, 33), (2, 2, 2), (3, 3, 3), (0, 0, 0)), ONLY_TF32),
+    "parts of rows": ("grad_input", Case(8, 8, 24, 1, (16, 32, 31), (3, 3, 3), (2, 2, 2), (1, 1, 1)), ONLY_TF32),
 }
 
 

@@ -15,7 +15,20 @@ from collections.abc import Callable
 
 import torch
 
-from cases import ALGORITHMS, BOUNDS, LAYOUTS, MANY_TILES, NAMED, OPERATORS, Case, ours, plan_of, tf32, workspace_limit
+from cases import (
+    ALGORITHMS,
+    BOUNDS,
+    LAYOUTS,
+    MANY_RUNS,
+    MANY_TILES,
+    NAMED,
+    OPERATORS,
+    Case,
+    ours,
+    plan_of,
+    tf32,
+    workspace_limit,
+)
 from test_grad_bias import test_grad_bias
 
 #: Beside the named cases: what enough work brings out, that is spans of channels, pairs and vectors of outputs.
@@ -66,7 +79,13 @@ def calls(device: torch.device, algorithms: list[str]) -> list[Callable[[], None
         for operator, case in MANY_TILES.values()
         if "direct" in algorithms
     ]
-    return [*bias_gradients, *operators, *many_tiles]
+    many_runs = [
+        functools.partial(compute, device, "direct", case, operator, torch.contiguous_format, dtype, True, 1 << 30)
+        for operator, case, (half_types, _) in MANY_RUNS.values()
+        for dtype in [torch.bfloat16 if half_types else torch.float32]
+        if "direct" in algorithms
+    ]
+    return [*bias_gradients, *operators, *many_tiles, *many_runs]
 
 
 def share(text: str) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from cases import (
     ALGORITHMS,
     BOUNDS,
     LAYOUTS,
+    MANY_RUNS,
     MANY_TILES,
     NAMED,
     OPERATORS,
@@ -137,6 +138,18 @@ def test_direct_with_many_tiles(name: str, layout: torch.memory_format, dtype: t
     poison(CUDA)
     results = ours(case, tensors, operator, "direct")
     assert relative_error(results, native(case, tensors, operator, torch.float64)) <= BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", MANY_RUNS)
+def test_direct_with_many_runs(name: str, dtype: torch.dtype) -> None:
+    operator, case, _ = MANY_RUNS[name]
+    tensors = case.tensors(CUDA, dtype, torch.contiguous_format, seed=1)
+    poison(CUDA)
+    with tf32(True):
+        results = ours(case, tensors, operator, "direct")
+    bound = TF32_BOUND if dtype == torch.float32 else BOUNDS[dtype]
+    assert relative_error(results, native(case, tensors, operator, torch.float64)) <= bound
 
 
 def _error_of_forward(case: Case, tensors: Tensors, expected: list[Tensor], algorithm: str) -> float:

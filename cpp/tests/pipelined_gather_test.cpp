@@ -173,7 +173,7 @@ class TableChecker {
   }
 
   // What leaves in bulk is whole multiples of 16 bytes and has room in shared memory; what leaves from registers needs
-  // none; what is handed over to warps that store has room for a whole tile.
+  // none; what is handed over to warps that store has room for a whole tile, or runs of some channels.
   void check_way_out() {
     const Problem problem = with_merged_groups(named_.problem, gather_.merged_groups);
     const bool channels_first = problem.layout == Layout::ncdhw, forward = op_ == Operator::forward;
@@ -188,6 +188,8 @@ class TableChecker {
       CHECK(gather_.whole_rows || std::min<int64_t>(channels, gather_.columns) * bytes >= 128) << named_;
       const int round = bulk_bytes(gather_.slot_extent[2], gather_.columns, gather_.element_bytes);
       CHECK(gather_.staging_bytes >= int64_t{8} * gather_.warpgroups * round) << named_;
+    } else if (gather_.stores_runs) {
+      check_runs();
     } else if (gather_.storing_warps > 0) {
       CHECK(channels_first && bytes == 2 && !gather_.exact && !gather_.in_place) << named_;
       CHECK(gather_.staging_bytes >= bytes * gather_.slots * gather_.columns * gather_.positions()) << named_;
@@ -196,6 +198,29 @@ class TableChecker {
       CHECK(gather_.staging_bytes == 0) << named_;
     }
     if (gather_.stores_from_registers) CHECK(channels_first && bytes == 2 && row_slots == 1) << named_;
+  }
+
+  // Runs hold all that a tile writes of a channel, begin with 16 bytes in shared memory, and have room there wherever
+  // in the destination's they begin.
+  void check_runs() {
+    const int64_t bytes = gather_.element_bytes, vector = 16 / bytes;
+    const int columns = handed_columns(gather_.configuration(), gather_.element_bytes);
+    CHECK(named_.problem.layout == Layout::ncdhw && !gather_.exact && !gather_.in_place) << named_;
+    CHECK(gather_.slot_extent[2] == gather_.destination_stride[2]) << named_;
+    int64_t row = gather_.tile[2] * gather_.slot_extent[2];
+    int64_t lines = 1;
+    if (gather_.whole_planes) {
+      row = op_ == Operator::forward ? named_.problem.output()[2] : named_.problem.input[2];
+      lines = int64_t{gather_.tile[1]} * gather_.slot_extent[1];
+      CHECK(gather_.tiles[2] == 1 && gather_.slot_extent[1] == gather_.destination_stride[1]) << named_;
+    }
+    CHECK(gather_.plane_runs * lines == int64_t{gather_.tile[1]} * gather_.slot_extent[1]) << named_;
+    CHECK(gather_.runs == gather_.samples * gather_.tile[0] * gather_.slot_extent[0] * gather_.plane_runs) << named_;
+    CHECK(gather_.runs <= gather_.positions()) << named_ << ", " << gather_.runs << " runs";
+    CHECK(gather_.run_pitch % vector == 0 && gather_.run_pitch >= lines * row + vector - 1) << named_;
+    CHECK(columns % 8 == 0 && columns <= gather_.columns) << named_ << ", " << columns << " columns";
+    CHECK(gather_.staging_bytes == bytes * gather_.runs * columns * gather_.run_pitch) << named_;
+    CHECK(gather_.source_threads() >= 32 && gather_.items >= 4 * gather_.blocks) << named_;
   }
 
   const NamedProblem& named_;
@@ -256,7 +281,7 @@ int main() {
   check_columns();
   check_source_loads();
   int taken = 0, with_passes = 0, with_bare_rows = 0, with_kept_weights = 0, with_merged_groups = 0;
-  int in_bulk = 0, from_registers = 0, by_others = 0, in_place = 0;
+  int in_bulk = 0, from_registers = 0, by_others = 0, by_runs = 0, in_place = 0;
   const auto cut_and_check = [&](const NamedProblem& named, Operator op) {
     PipelinedGather gather;
     if (!cut_pipelined_gather(named.problem, op, kTarget, gather)) return std::string();
@@ -266,7 +291,8 @@ int main() {
     with_merged_groups += gather.merged_groups > 1 ? 1 : 0;
     in_bulk += gather.stores_in_bulk ? 1 : 0;
     from_registers += gather.stores_from_registers ? 1 : 0;
-    by_others += gather.storing_warps > 0 ? 1 : 0;
+    by_others += gather.storing_warps > 0 && !gather.stores_runs ? 1 : 0;
+    by_runs += gather.stores_runs ? 1 : 0;
     in_place += gather.in_place ? 1 : 0;
     with_bare_rows += gather.bare_residues[0] != 0 || gather.bare_residues[1] != 0 ? 1 : 0;
     TableChecker(named, op, gather).check();
@@ -299,7 +325,8 @@ int main() {
       << " with weights";
   CHECK(with_merged_groups > 20) << with_merged_groups << " with merged groups";
   CHECK(in_bulk > 100 && from_registers > 100) << in_bulk << " leave in bulk, " << from_registers << " from registers";
-  CHECK(by_others > 10 && in_place > 100) << by_others << " leave by other warps, " << in_place << " are in place";
+  CHECK(by_others > 10 && by_runs > 10) << by_others << " leave by other warps, " << by_runs << " in runs";
+  CHECK(in_place > 100) << in_place << " are in place";
   CHECK(reached.size() == std::size(kPipelinedGathers)) << reached.size() << " kernels reached";
 
   const auto is_taken = [&](const std::string& name, Problem problem, Operator op) {

@@ -402,6 +402,43 @@ double written_run(const Problem& problem, const Axes& axes, const PipelinedGath
   return run;
 }
 
+// What a tile's way out takes, in cycles: memory's, a multiplying warp's, and those that storing warps have; and by
+// what share it makes everything slower.
+struct WayOut {
+  double memory = 0, multiplying = 0, storing = 0, slower = 0;
+};
+WayOut way_out_of(const Problem& problem, Operator op, const Axes& axes, const PipelinedGather& gather) {
+  const int bytes = gather.element_bytes;
+  const bool by_channels = problem.layout == Layout::ncdhw, is_half = bytes == 2;
+  const double destinations = static_cast<double>(gather.positions()) * gather.slots * gather.columns;
+  const double of_thread = destinations / (128.0 * gather.warpgroups);
+  // Where rows begin anywhere, so do the sectors of what a tile writes of them, and half types leave one by one.
+  const int64_t row = op == Operator::forward ? problem.output()[2] : problem.input[2];
+  const bool has_whole_sectors = !by_channels || row * bytes % 32 == 0;
+  const double run = written_run(problem, axes, gather);
+  const double waste =
+      has_whole_sectors || gather.stores_runs ? std::pow(340 / run, 0.39) : std::pow(87000 / run, 0.18);
+  WayOut out;
+  out.memory = (1 + waste) * destinations * bytes / 42;
+  if (gather.stores_runs) {
+    // Fitted to 520 measured choices. Of channels that are handed over in turn, all but the last wait for memory.
+    if (!has_whole_sectors) out.memory *= 1.2;
+    const double waiting = 1 - handed_columns(gather.configuration(), bytes) / static_cast<double>(gather.columns);
+    out.multiplying = of_thread * (row % 2 == 0 && gather.slot_bits[2] != 0 ? 4.3 : 12) + waiting * out.memory;
+    out.storing = 90.0 * gather.runs * gather.columns / gather.storing_warps;
+    if (!has_whole_sectors) out.slower = 0.07;
+  } else if (gather.storing_warps > 0) {
+    out.multiplying = of_thread * 2.7;
+    const int word = row % 8 == 0 ? 8 : row % 2 == 0 ? 2 : 1;  // of a lane
+    out.storing = 48 * destinations / (32 * word) / gather.storing_warps;
+  } else if (by_channels) {
+    out.multiplying = of_thread * (!is_half ? 35 : row % 2 == 0 ? 23 : 40);
+  } else {
+    out.multiplying = of_thread * (gather.stores_in_bulk ? (is_half ? 30 : 50) : is_half ? 54 : 71);
+  }
+  return out;
+}
+
 // Cycles in which one thread loads its part of a stage, in batches of 16 words, see SourceLoader. Those of rows are
 // such that what takes them is faster as a whole: they have six instructions for ten, but meet in banks when stored.
 double loading_cycles(const PipelinedGather& gather, SourceLoads loads) {
@@ -422,22 +459,10 @@ double loading_cycles(const PipelinedGather& gather, SourceLoads loads) {
 double estimate(const Problem& problem, Operator op, const Axes& axes, const Target& target, const Walk& walk,
                 const PipelinedGather& gather) {
   const double bytes = static_cast<double>(gather_element_bytes(problem)), parts = gather.exact ? 3 : 1;
-  const bool by_channels = problem.layout == Layout::ncdhw, is_half = bytes == 2;
+  const bool by_channels = problem.layout == Layout::ncdhw;
   const double row_groups = gather.positions() / 64.0, warpgroups = gather.warpgroups, resident = 2 / warpgroups;
   const double destinations = static_cast<double>(gather.positions()) * gather.slots * gather.columns;
-  // Where rows begin anywhere, so do the sectors of what a tile writes of them, and half types leave one by one.
-  const int64_t row = op == Operator::forward ? problem.output()[2] : problem.input[2];
-  const bool has_whole_sectors = !by_channels || row * gather_element_bytes(problem) % 32 == 0;
-  const double run = written_run(problem, axes, gather);
-  const double waste = has_whole_sectors ? std::pow(340 / run, 0.39) : std::pow(87000 / run, 0.18);
-  const double stores = (1 + waste) * destinations * bytes;
-  const double by_channels_out = !is_half ? 35 : row % 2 == 0 ? 23 : 40;
-  const double by_voxels_out = gather.stores_in_bulk ? (is_half ? 30 : 50) : is_half ? 54 : 71;
-  const double of_destination = gather.storing_warps > 0 ? 2.7 : by_channels ? by_channels_out : by_voxels_out;
-  const double way_out = destinations / (128 * warpgroups) * of_destination;
-  // What a warp that stores does, a word of each lane at a time.
-  const double word = row % 8 == 0 ? 8 : row % 2 == 0 ? 2 : 1;
-  const double storing = gather.storing_warps > 0 ? 48 * destinations / (32 * word) / gather.storing_warps : 0;
+  const WayOut out = way_out_of(problem, op, axes, gather);
   const double fragment = gather.in_place     ? 0
                           : is_spread(gather) ? 21
                                               : 21 + 16 * std::min(1.0, 7.0 / gather.tile[2]);  // cycles
@@ -462,7 +487,7 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
     const double shared = (gather.in_place ? 0.68 : 0.86) *
                           (row_groups * chunks * parts * (steps * fragment + units * shared_cycles(gather)) +
                            (weight_bytes + (by_channels ? 17 * destinations : 0)) / 128);
-    const double memory = loads / 178 + stores / 42;
+    const double memory = loads / 178 + out.memory;
     // What a multiplying warpgroup does one after the other, and what the warps that load do.
     const double fragments = steps * chunks;
     const double dispatches = stages * std::max(sets, steps * gather.channel_groups / gather.step_units());
@@ -471,12 +496,12 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
                                          : dispatches * (gather.bands() > 2 ? 210 : 91) +
                                                fragments * gather.row_blocks * parts * 17 + folds +
                                                (gather.keeps_weights ? 150 : 245) * pieces + 300;
-    const double chain = waits + way_out;
+    const double chain = waits + out.multiplying;
     const double loading =
         (gather.storing_warps > 0 ? 0.83 : 1) * (stages * (load + 50) + passes * (place_rounds * 327 + 1486));
     // Others do something else meanwhile: the parts overlap, but not wholly.
-    const double terms[] = {
-        resident * multiply, resident * shared, resident * memory, chain, loading, chain + 0.37 * multiply, storing};
+    const double terms[] = {resident * multiply,     resident * shared, resident * memory, chain, loading,
+                            chain + 0.37 * multiply, out.storing};
     double cycles = 0;
     for (const double term : terms) cycles += std::pow(term, 2.5);
     return std::pow(cycles, 1 / 2.5);
@@ -485,7 +510,7 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
   // Fitted to 455 measured choices: in NDHWC few channels of a voxel at a time, and few stages, cost a little more.
   // What is in place or stored by other warps, here and above, to 790 measured choices.
   const double slower = (by_channels ? 0 : 0.15 / gather.channel_groups + (gather.source_stages == 2 ? 0.04 : 0)) +
-                        (gather.in_place ? 0.074 : 0);
+                        (gather.in_place ? 0.074 : 0) + out.slower;
   return std::ceil(static_cast<double>(gather.items) / static_cast<double>(most_blocks(problem, target, gather))) *
          cycles * (1 + slower);
 }
@@ -511,6 +536,21 @@ std::vector<Extent> tiles_of(const PipelinedGather& gather, const Extent& extent
     }
   }
   return tiles;
+}
+
+// The runs of a tile, and what room they take on the way out. False where there are too many.
+bool set_runs(const Axes& axes, PipelinedGather& gather) {
+  gather.whole_planes = gather.slot_extent[1] == gather.destination_stride[1] && gather.tiles[2] == 1;
+  gather.plane_runs = gather.whole_planes ? 1 : gather.tile[1] * gather.slot_extent[1];
+  gather.runs = gather.samples * gather.tile[0] * gather.slot_extent[0] * gather.plane_runs;
+  const int64_t voxels = gather.whole_planes ? gather.tile[1] * gather.destination_stride[1] * axes[2].destination
+                                             : int64_t{gather.tile[2]} * gather.destination_stride[2];
+  // An odd number of vectors, so that neighbouring channels' places meet in few banks.
+  const int vector = 16 / gather.element_bytes;
+  gather.run_pitch = static_cast<int>(ceil_divide<int64_t>(voxels + vector - 1, vector) | 1) * vector;
+  const int columns = handed_columns(gather.configuration(), gather.element_bytes);
+  gather.staging_bytes = int64_t{gather.runs} * columns * gather.run_pitch * gather.element_bytes;
+  return gather.runs <= gather.positions();
 }
 
 // Tries every tile with the kernel that `gather` names, and keeps the cheapest that the tables have room for in `best`.
@@ -539,6 +579,7 @@ void try_tiles(const Problem& problem, Operator op, const Axes& axes, const Targ
         if (gather.items > kGatherLimit) continue;
         // What a block stores of its last tile is beside nothing.
         if (gather.storing_warps > 0 && gather.items < 4 * most_blocks(problem, target, gather)) continue;
+        if (gather.stores_runs && !set_runs(axes, gather)) continue;
         for (const bool keeps_weights : {false, true}) {
           gather.keeps_weights = keeps_weights;
           if (keeps_weights && !can_keep_weights(problem, target, gather)) continue;
@@ -583,6 +624,10 @@ void set_way_out(const Problem& problem, Operator op, PipelinedGather& gather) {
   const int64_t channels = forward ? problem.group_out_channels() : problem.group_in_channels();
   const int64_t row = forward ? problem.output()[2] : problem.input[2], bytes = gather.element_bytes;
   const bool has_rows = gather.slot_extent[2] == gather.destination_stride[2];
+  if (gather.stores_runs) {
+    gather.stores_from_registers = false;  // their room depends on the tile, see set_runs
+    return;
+  }
   if (gather.storing_warps > 0) {
     gather.stores_from_registers = false;
     const int bits = gather.slot_bits[2];
@@ -606,11 +651,18 @@ void set_way_out(const Problem& problem, Operator op, PipelinedGather& gather) {
   gather.staging_bytes = gather.stores_in_bulk ? int64_t{4} * gather.warpgroups * bulk_buffers(round) * round : 0;
 }
 
-// Whether some of the loading warps may store instead. Where rows have one slot, sums are handed over by pairs of
-// matrices.
-bool can_hand_over(const Problem& problem, const PipelinedGather& gather) {
+// Whether some of the loading warps may store instead: runs, where all of a row's residues are there, and rows begin
+// anywhere or short types and eight slots make many words; or half types a word at a time, which are handed over, where
+// rows have one slot, by pairs of matrices.
+bool can_hand_over(const Problem& problem, Operator op, const PipelinedGather& gather) {
+  if (problem.layout != Layout::ncdhw || !hands_over_runs(gather.configuration())) return false;
+  if (gather.stores_runs) {
+    const int64_t row = op == Operator::forward ? problem.output()[2] : problem.input[2];
+    const bool pays = row * gather.element_bytes % 32 != 0 || (gather.element_bytes == 2 && gather.slots == 8);
+    return pays && gather.slot_extent[2] == gather.destination_stride[2];
+  }
   const bool has_pairs = gather.slot_bits[2] != 0 || gather.columns / 8 * gather.row_blocks % 2 == 0;
-  return problem.layout == Layout::ncdhw && hands_over(gather.configuration(), gather.element_bytes) && has_pairs;
+  return hands_over_words(gather.configuration(), gather.element_bytes) && has_pairs;
 }
 
 // Tries the kernel that `gather` names, with every way to cut the source's residues and channels into stages.
@@ -637,11 +689,14 @@ void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Tar
         gather.warpgroups = warpgroups;
         gather.loading = loading * warpgroups / 2;
         gather.spare_positions = problem.layout == Layout::ncdhw ? 1 : 0;
-        for (const int storing_warps : {0, 1, 2}) {
-          if (storing_warps > 0 && !can_hand_over(problem, gather)) break;
-          gather.storing_warps = storing_warps;
-          set_way_out(problem, op, gather);
-          try_tiles(problem, op, axes, target, walk, gather, least, best);
+        for (const bool stores_runs : {false, true}) {
+          gather.stores_runs = stores_runs;
+          for (const int storing_warps : {0, 1, 2}) {
+            if (storing_warps > 0 ? !can_hand_over(problem, op, gather) : stores_runs) continue;
+            gather.storing_warps = storing_warps;
+            set_way_out(problem, op, gather);
+            try_tiles(problem, op, axes, target, walk, gather, least, best);
+          }
         }
       }
     }

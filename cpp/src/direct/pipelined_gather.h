@@ -179,7 +179,7 @@ struct PipelinedGather {
   bool stores_in_bulk = false;         // NDHWC: by way of shared memory, where the address allows
   bool whole_rows = false;             // in which all of a tile's voxels of a row are one run
   bool stores_from_registers = false;  // NCDHW: each thread what it has
-  int storing_warps = 0;               // NCDHW, half types: that store while others go on with the next tile
+  int storing_warps = 0;               // NCDHW: that store while others go on with the next tile
   int units = 0;                       // of all residues, for one block of channels and columns
   // Whether some slot of a band has no tap where another one has, or a group another one's channels. Its weights are
   // zeros there, so that what is not finite in the source would spoil sums that it does not belong to.
@@ -192,6 +192,12 @@ struct PipelinedGather {
   // Of each unit and slot of its band: tap * channel_groups + channel group, or kNoTap.
   uint16_t unit_order[kMaximumTaps]{};
   static constexpr uint16_t kNoTap = 0xffff;
+
+  // What storing warps store in bulk: runs of voxels of a channel, as they lie in the destination.
+  bool stores_runs = false;
+  bool whole_planes = false;     // all that a tile has of a plane is one run
+  int runs = 0, plane_runs = 0;  // in a tile, and in one of its planes
+  int run_pitch = 0;             // from one run to the next in shared memory, in elements
 
   CONVT3D_HOST_DEVICE int parts() const {
     return exact ? 2 : 1;
@@ -266,11 +272,20 @@ constexpr int staging_floats(int columns, int row_blocks) {
 }
 
 // Whether some of a kernel's loading warps may store, in NCDHW, what multiplying ones hand over, while these go on with
-// the next tile. There is no room for a tile's floats; and neither in place nor where loading takes more warps than two
-// warpgroups was it faster.
-constexpr CONVT3D_HOST_DEVICE bool hands_over(const GatherConfiguration& configuration, int element_bytes) {
-  return element_bytes == 2 && !configuration.exact && !configuration.in_place &&
-         loading_warpgroups(configuration) == 2;
+// the next tile: runs, or half types word by word, which where loading takes more warps than two warpgroups was slower.
+constexpr CONVT3D_HOST_DEVICE bool hands_over_runs(const GatherConfiguration& configuration) {
+  return !configuration.exact && !configuration.in_place;
+}
+constexpr CONVT3D_HOST_DEVICE bool hands_over_words(const GatherConfiguration& configuration, int element_bytes) {
+  return element_bytes == 2 && hands_over_runs(configuration) && loading_warpgroups(configuration) == 2;
+}
+// Columns that are handed over at a time: as many as leave room for stages.
+constexpr CONVT3D_HOST_DEVICE int handed_columns(const GatherConfiguration& configuration, int element_bytes) {
+  constexpr int kMostBytes = 64 * 1024;
+  const int column_bytes = 128 * configuration.row_blocks * configuration.slots * element_bytes;
+  int columns = configuration.columns;
+  while (columns > 8 && columns * column_bytes > kMostBytes) columns = (columns / 2 + 7) / 8 * 8;
+  return columns;
 }
 
 // What a warp stores in bulk in NDHWC, of eight positions and one row of slots, and for how many of these it has room.

@@ -85,7 +85,8 @@ Plan plan_direct(const Problem& problem, Operator op, const Target& target, int6
   plan.configuration = gathers ? name(schedule.gather) : "";
   if (gathers && schedule.gather == Family::pipelined) {
     const PipelinedGather& gather = schedule.pipelined_gather;
-    plan.configuration += ' ' + gather.name() + (gather.storing_warps > 0 ? " handing over" : "");
+    plan.configuration += ' ' + gather.name();
+    if (gather.storing_warps > 0) plan.configuration += gather.stores_runs ? " handing over runs" : " handing over";
   }
   if (reduces) plan.configuration += std::string(gathers ? ", " : "") + name(schedule.reduction);
   plan.schedule = std::make_shared<Schedule>(schedule);

@@ -48,6 +48,7 @@ struct PipelinedArguments {
   int thread_units;    // see PipelinedGather; of rows, all warps' together
   int* not_finite;     // becomes 1 where the source is not; null where weights have no gaps
   bool vector_stores;  // 16 bytes of channels in NDHWC, or of a row's half types in NCDHW, are neighbours and aligned
+  bool pair_stores;    // NCDHW: two neighbours of a row are one word
   bool bulk_stores;    // see PipelinedGather::stores_in_bulk
   PipelinedGather gather;
 };
@@ -183,10 +184,40 @@ class Destination {
   __device__ __forceinline__ int row_offset(const int (&residue)[3]) const {
     return (residue[0] * arguments_.to.size[1] + residue[1]) * arguments_.to.size[2];
   }
+  // NCDHW: where a run begins, of those that the tile writes of a channel, and how many voxels it has, or none.
+  __device__ __forceinline__ int2 place_of_run(const PipelinedItem& item, const PipelinedPhase& phase, int run) const {
+    const GatherVolume& to = arguments_.to;
+    const int plane = run / gather_.plane_runs, tile_plane = plane / gather_.slot_extent[0];
+    const int member = tile_plane / gather_.tile[0];
+    const int depth_residue = phase.residue[0] + plane % gather_.slot_extent[0];
+    const int depth =
+        (item.first[0] + tile_plane - member * gather_.tile[0]) * gather_.destination_stride[0] + depth_residue;
+    int height = item.first[1] * gather_.destination_stride[1];
+    const int width = item.first[2] * gather_.destination_stride[2];
+    int voxels = 0;
+    int height_residue = 0;
+    if (gather_.whole_planes) {
+      voxels = min(gather_.tile[1] * gather_.destination_stride[1], to.size[1] - height) * to.size[2];
+    } else {
+      const int line = run % gather_.plane_runs, along = line / gather_.slot_extent[1];
+      height_residue = phase.residue[1] + line % gather_.slot_extent[1];
+      height += along * gather_.destination_stride[1] + height_residue;
+      voxels = min(gather_.tile[2] * gather_.destination_stride[2], to.size[2] - width);
+    }
+    const bool inside = member < arguments_.batch - item.sample && depth_residue < gather_.destination_stride[0] &&
+                        depth < to.size[0] && height_residue < gather_.destination_stride[1] && height < to.size[1];
+    return make_int2(member * to.sample_voxels + (depth * to.size[1] + height) * to.size[2] + width,
+                     inside ? voxels : 0);
+  }
   __device__ __forceinline__ T* destination_of(const PipelinedItem& item) const {
     const GatherVolume& to = arguments_.to;
     return arguments_.destination + item.sample * to.sample_stride +
            (static_cast<int64_t>(item.group) * to.group_channels + item.column_block * kColumns) * to.channel_stride;
+  }
+
+  // How far behind the beginning of a vector of 16 bytes this lies, in elements.
+  __device__ __forceinline__ static int beyond_vector(const T* place) {
+    return static_cast<int>(reinterpret_cast<uintptr_t>(place) % 16 / sizeof(T));
   }
 
   const PipelinedArguments<T>& arguments_;

@@ -56,7 +56,8 @@ template <class T, int kSlots, int kColumns, int kRowBlocks, bool kExact, bool k
 class Multiplier : Destination<T, kColumns, kInPlace> {
   using Base = Destination<T, kColumns, kInPlace>;
   using Base::arguments_, Base::gather_;
-  using Base::destination_of, Base::destination_place, Base::is_inside, Base::residues_of, Base::row_offset;
+  using Base::beyond_vector, Base::destination_of, Base::destination_place, Base::is_inside, Base::residues_of,
+      Base::row_offset;
 
  public:
   __device__ __forceinline__ Multiplier(const PipelinedArguments<T>& arguments, const PipelinedMemory& memory)
@@ -118,7 +119,7 @@ class Multiplier : Destination<T, kColumns, kInPlace> {
         free_stages();
       }
       if (gather_.storing_warps > 0) {
-        hand_over(item);
+        hand_over(item, phase);
       } else if (gather_.stores_from_registers) {
         store_from_registers(item, phase);
       } else if (arguments_.channels_first && gather_.slot_bits[2] != 0) {
@@ -145,7 +146,8 @@ class Multiplier : Destination<T, kColumns, kInPlace> {
   static constexpr int kStaged = staged_columns(kColumns, kRowBlocks);
   static constexpr int kStagingFloats = staging_floats(kColumns, kRowBlocks);
   static constexpr int kPositions = 64 * kRowBlocks;
-  static constexpr bool kHandsOver = hands_over({kSlots, kColumns, kRowBlocks, kExact, kInPlace}, sizeof(T));
+  static constexpr GatherConfiguration kConfiguration{kSlots, kColumns, kRowBlocks, kExact, kInPlace};
+  static constexpr int kHanded = handed_columns(kConfiguration, sizeof(T));
   using Staged = std::conditional_t<sizeof(T) == 2, T, float>;  // on the way out, in NCDHW
   using Sums = float[kRowBlocks][kSlots][kColumns / 2];
   // Of a step: of each unit, what its rows are multiplied by; in place, how far on they are, in 16 bytes.
@@ -402,18 +404,101 @@ class Multiplier : Destination<T, kColumns, kInPlace> {
   }
   __device__ __forceinline__ void synchronize() const { ptx::barrier_sync(kWarpgroupBarrier + warpgroup_, 128); }
 
-  // NCDHW, half types: all sums of the tile, as [row of slots][channel][voxel], for the warps that store.
-  __device__ __forceinline__ void hand_over(const PipelinedItem& item) {
-    if constexpr (kHandsOver) {
+  // NCDHW: the tile's sums for the warps that store. Half types' all at once, as [row of slots][channel][voxel]; or
+  // some channels at a time, as they lie in the destination.
+  __device__ __forceinline__ void hand_over(const PipelinedItem& item, const PipelinedPhase& phase) {
+    if constexpr (hands_over_runs(kConfiguration)) {
       add_bias(item, [](int column) { return column; });
-      ptx::wait(memory_.staged_free(), staged_parity_ ^ 1);
-      staged_parity_ ^= 1;
-      if (gather_.slot_bits[2] != 0) {
-        stage_pairs();
-      } else {
-        stage_matrices();
+      if (gather_.stores_runs) {
+        if (gather_.slot_bits[2] == 0) {
+          stage_runs<0, false>(item, phase);
+        } else if (!arguments_.pair_stores) {
+          stage_runs<1, false>(item, phase);
+        } else {
+          stage_runs<1, true>(item, phase);
+        }
+        return;
       }
-      ptx::arrive(memory_.staged_full());
+      if constexpr (hands_over_words(kConfiguration, sizeof(T))) {
+        wait_for_room();
+        if (gather_.slot_bits[2] != 0) {
+          stage_pairs();
+        } else {
+          stage_matrices();
+        }
+        ptx::arrive(memory_.staged_full());
+      }
+    }
+  }
+  __device__ __forceinline__ void wait_for_room() {
+    ptx::wait(memory_.staged_free(), staged_parity_ ^ 1);
+    staged_parity_ ^= 1;
+  }
+  // Each run of a channel at a place of its own, as far behind 16 bytes' beginning as in the destination. A row has
+  // 1 << kBits slots; `kPairs`: two of these are one word.
+  template <int kBits, bool kPairs>
+  __device__ __forceinline__ void stage_runs(const PipelinedItem& item, const PipelinedPhase& phase) {
+    constexpr int kRow = 1 << kBits, kVector = 16 / sizeof(T);
+    if constexpr (kRow <= kSlots) {
+      const GatherVolume& to = arguments_.to;
+      const bool whole_planes = gather_.whole_planes;
+      const int pitch = gather_.run_pitch, own_column = lane_ % 4 * 2, next_column = to.channel_stride % kVector;
+      const int first_beyond = beyond_vector(destination_of(item)) + own_column * next_column;
+      T* const staged = reinterpret_cast<T*>(memory_.staging) + own_column * pitch;
+      int runs[2 * kRowBlocks], elements[2 * kRowBlocks], starts[2 * kRowBlocks];  // of a position's first slot
+      bool inside[2 * kRowBlocks][kRow];
+#pragma unroll
+      for (int half = 0; half < 2 * kRowBlocks; ++half) {
+        const int position = warpgroup_ * kPositions + half / 2 * 64 + thread_ / 32 * 16 + half % 2 * 8 + lane_ / 4;
+        int along[3];
+        const int member = unfold<kInPlace>(gather_, position, along);
+        const int width = along[2] * kRow;
+        runs[half] = (member * gather_.tile[0] + along[0]) * gather_.slot_extent[0] * gather_.plane_runs +
+                     (whole_planes ? 0 : along[1] * gather_.slot_extent[1]);
+        elements[half] = (whole_planes ? along[1] * gather_.destination_stride[1] * to.size[2] : 0) + width;
+        starts[half] = destination_place(item, position).x - elements[half];
+#pragma unroll
+        for (int i = 0; i < kRow; ++i) {
+          inside[half][i] = position < gather_.tile_positions() && (!whole_planes || width + i < to.size[2]);
+        }
+      }
+#pragma unroll
+      for (int first = 0; first < kColumns; first += kHanded) {
+        wait_for_room();
+#pragma unroll
+        for (int slot = 0; slot < kSlots; slot += kRow) {
+          int residue[3];
+          residues_of(phase, slot, residue);
+          const int lines = whole_planes ? residue[1] * to.size[2] : 0;
+          const int offset = row_offset(residue) - lines;
+          const int run =
+              (residue[0] - phase.residue[0]) * gather_.plane_runs + (whole_planes ? 0 : residue[1] - phase.residue[1]);
+#pragma unroll
+          for (int half = 0; half < 2 * kRowBlocks; ++half) {
+            const int beyond = first_beyond + starts[half] + offset;
+            T* const place = staged + (runs[half] + run) * kHanded * pitch + elements[half] + lines;
+#pragma unroll
+            for (int parity = 0; parity < 2; ++parity) {
+              // Eight columns further on it is as many elements more, and so as far behind 16 bytes' beginning.
+              T* out = place + parity * pitch + (beyond + parity * next_column) % kVector;
+#pragma unroll
+              for (int column = first; column < first + kHanded && column < kColumns; column += 8, out += 8 * pitch) {
+                const int i = column / 2 + half % 2 * 2 + parity;
+                const auto value = static_cast<T>(totals(half / 2, slot, i));
+                const auto next = static_cast<T>(totals(half / 2, slot + kRow - 1, i));
+                if constexpr (kPairs) {
+                  if (inside[half][1]) store_pair(out, value, next);
+                } else {
+                  if (inside[half][0]) out[0] = value;
+                  if (kRow > 1 && inside[half][kRow - 1]) out[kRow - 1] = next;
+                }
+              }
+            }
+          }
+        }
+        ptx::fence_shared_for_wgmma();  // and for bulk stores
+        ptx::arrive(memory_.staged_full());
+      }
     }
   }
   // Both residues of a row as one word.
@@ -785,8 +870,8 @@ __global__ void __launch_bounds__(128 * (2 + kLoadingWarpgroups<kSlots, kColumns
     } else if (thread == source_threads) {
       load_weights(arguments, memory);
     } else if (thread >= source_threads + 32) {
-      if constexpr (hands_over({kSlots, kColumns, kRowBlocks, kExact, kInPlace}, sizeof(T))) {
-        Storer<T, kSlots, kColumns>(arguments, memory, thread - source_threads - 32).run();
+      if constexpr (hands_over_runs({kSlots, kColumns, kRowBlocks, kExact, kInPlace})) {
+        Storer<T, kSlots, kColumns, kRowBlocks>(arguments, memory, thread - source_threads - 32).run();
       }
     }
   }
@@ -840,6 +925,7 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
                                   nullptr,
                                   false,
                                   false,
+                                  false,
                                   gather};
   arguments.loads = source_loads(merged, op, gather, reinterpret_cast<uintptr_t>(source));
   arguments.by_cells = Divisor<int32_t>(gather.cells(arguments.loads));
@@ -855,6 +941,8 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
   const bool has_channel_vectors = !channels_first && arguments.to.group_channels % kVector == 0;
   arguments.vector_stores =
       (has_row_vectors || has_channel_vectors) && reinterpret_cast<uintptr_t>(destination) % 16 == 0;
+  arguments.pair_stores =
+      arguments.to.size[2] % 2 == 0 && reinterpret_cast<uintptr_t>(destination) % (2 * sizeof(T)) == 0;
   arguments.bulk_stores = arguments.vector_stores && gather.stores_in_bulk;
   if (gather.has_gaps) {
     arguments.not_finite = reinterpret_cast<int*>(static_cast<unsigned char*>(packed) + gather.weight_bytes());

@@ -9,12 +9,15 @@
 
 namespace convt3d::direct {
 
-// The warps that store what multiplying ones have handed over, in NCDHW, half types; `thread` of theirs.
-template <class T, int kSlots, int kColumns>
+// The warps that store what multiplying ones have handed over, in NCDHW; `thread` of theirs. Runs, as they lie in the
+// destination, some channels at a time, are stored in bulk, and by lanes what they have of the sectors at their ends;
+// else half types, all of a tile's, leave a word of each lane at a time.
+template <class T, int kSlots, int kColumns, int kRowBlocks>
 class Storer : Destination<T, kColumns, false> {
   using Base = Destination<T, kColumns, false>;
   using Base::arguments_, Base::gather_;
-  using Base::destination_of, Base::destination_place, Base::is_inside, Base::residues_of, Base::row_offset;
+  using Base::destination_of, Base::destination_place, Base::is_inside, Base::place_of_run, Base::residues_of,
+      Base::row_offset;
 
  public:
   __device__ __forceinline__ Storer(const PipelinedArguments<T>& arguments, const PipelinedMemory& memory, int thread)
@@ -22,28 +25,114 @@ class Storer : Destination<T, kColumns, false> {
 
   __device__ __forceinline__ void run() {
     uint32_t parity = 0;
-    for (int64_t index = blockIdx.x; index < gather_.items; index += gridDim.x, parity ^= 1) {
+    for (int64_t index = blockIdx.x; index < gather_.items; index += gridDim.x) {
       const PipelinedItem item(gather_, static_cast<int>(index));
       const PipelinedPhase& phase = gather_.tables.phases[item.phase_block];
       synchronize();
-#pragma unroll 1
-      for (int position = thread_; position < gather_.positions(); position += 32 * gather_.storing_warps) {
-        memory_.destination_places[position] = destination_place(item, position);
+      if (gather_.stores_runs) {
+        store_runs(item, phase, parity);
+      } else if constexpr (hands_over_words(kConfiguration, sizeof(T))) {
+        store_words(item, phase, parity);
       }
-      synchronize();
-      ptx::wait(memory_.staged_full(), parity);
-      if (gather_.slot_bits[2] != 0) {
-        if constexpr (kSlots > 1) store_tile<1>(item, phase);
-      } else {
-        store_tile<0>(item, phase);
-      }
-      ptx::arrive(memory_.staged_free());
     }
   }
 
  private:
+  static constexpr GatherConfiguration kConfiguration{kSlots, kColumns, kRowBlocks, false};
+  static constexpr int kHanded = handed_columns(kConfiguration, sizeof(T));
+  using Element = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
+
   __device__ __forceinline__ void synchronize() const {
     ptx::barrier_sync(kStoringBarrier, 32 * gather_.storing_warps);
+  }
+  // A channel of a run, in bytes from the sector that it begins in: where it lies, and where its whole sectors do.
+  struct ChannelRun {
+    unsigned char* destination;
+    const unsigned char* staged;
+    int begin, end, sectors, sectors_end;
+  };
+  __device__ __forceinline__ ChannelRun channel_run(T* destination, int channels, int number) const {
+    constexpr int kSector = 32;
+    const int run = number / kHanded, channel = number - run * kHanded;
+    const int2 place = memory_.destination_places[run];
+    T* const first = destination + (channel * static_cast<int64_t>(arguments_.to.channel_stride) + place.x);
+    ChannelRun result;
+    result.begin = static_cast<int>(reinterpret_cast<uintptr_t>(first) % kSector);
+    result.end = result.begin + (channel < channels ? place.y * static_cast<int>(sizeof(T)) : 0);
+    result.destination = reinterpret_cast<unsigned char*>(first) - result.begin;
+    result.staged = reinterpret_cast<const unsigned char*>(memory_.staging) - result.begin / 16 * 16 +
+                    number * gather_.run_pitch * static_cast<int>(sizeof(T));
+    result.sectors = (result.begin + kSector - 1) / kSector * kSector;
+    result.sectors_end = result.end / kSector * kSector;
+    return result;
+  }
+  __device__ __forceinline__ void store_runs(const PipelinedItem& item, const PipelinedPhase& phase,
+                                             uint32_t& parity) const {
+#pragma unroll 1
+    for (int run = thread_; run < gather_.runs; run += 32 * gather_.storing_warps) {
+      memory_.destination_places[run] = place_of_run(item, phase, run);
+    }
+    synchronize();
+#pragma unroll 1
+    for (int first = 0; first < kColumns; first += kHanded, parity ^= 1) {
+      ptx::wait(memory_.staged_full(), parity);
+      store_channels_of_runs(destination_of(item) + first * static_cast<int64_t>(arguments_.to.channel_stride),
+                             min(kColumns, arguments_.to.group_channels - item.column_block * kColumns) - first);
+      ptx::arrive(memory_.staged_free());
+    }
+  }
+  // A lane stores a channel of a run: its whole sectors in bulk, and what it has of those at its ends in words of 2 to
+  // 16 bytes, each of them once at most.
+  __device__ __forceinline__ void store_channels_of_runs(T* destination, int channels) const {
+#pragma unroll 1
+    for (int number = thread_; number < gather_.runs * kHanded; number += 32 * gather_.storing_warps) {
+      const ChannelRun run = channel_run(destination, channels, number);
+      if (run.sectors < run.sectors_end) {
+        ptx::store_bulk(run.destination + run.sectors, ptx::shared_address(run.staged + run.sectors),
+                        run.sectors_end - run.sectors);
+      }
+      int at = run.begin;
+      if (run.sectors <= run.sectors_end) {
+        const int front = run.sectors - run.begin, back = run.end - run.sectors_end;
+        if constexpr (sizeof(T) == 2) store_word<uint16_t>(run, at, front);
+        store_word<uint32_t>(run, at, front);
+        store_word<uint2>(run, at, front);
+        store_word<uint4>(run, at, front);
+        at = run.sectors_end;
+        store_word<uint4>(run, at, back);
+        store_word<uint2>(run, at, back);
+        store_word<uint32_t>(run, at, back);
+        if constexpr (sizeof(T) == 2) store_word<uint16_t>(run, at, back);
+      } else {
+        while (at < run.end) store_word<Element>(run, at, sizeof(T));
+      }
+    }
+    ptx::commit_bulk_stores();
+    ptx::wait_for_bulk_stores<0>();
+  }
+  // The word at `at`, which this goes on from, if it is one of those that so many bytes consist of.
+  template <class Word>
+  __device__ __forceinline__ static void store_word(const ChannelRun& run, int& at, int bytes) {
+    if ((bytes & sizeof(Word)) == 0) return;
+    *reinterpret_cast<Word*>(run.destination + at) = *reinterpret_cast<const Word*>(run.staged + at);
+    at += sizeof(Word);
+  }
+
+  __device__ __forceinline__ void store_words(const PipelinedItem& item, const PipelinedPhase& phase,
+                                              uint32_t& parity) const {
+#pragma unroll 1
+    for (int position = thread_; position < gather_.positions(); position += 32 * gather_.storing_warps) {
+      memory_.destination_places[position] = destination_place(item, position);
+    }
+    synchronize();
+    ptx::wait(memory_.staged_full(), parity);
+    parity ^= 1;
+    if (gather_.slot_bits[2] != 0) {
+      if constexpr (kSlots > 1) store_tile<1>(item, phase);
+    } else {
+      store_tile<0>(item, phase);
+    }
+    ptx::arrive(memory_.staged_free());
   }
   template <int kBits>
   __device__ __forceinline__ void store_tile(const PipelinedItem& item, const PipelinedPhase& phase) const {
