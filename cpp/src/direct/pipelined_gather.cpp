@@ -325,6 +325,9 @@ bool set_tile(const Axes& axes, const Walk& walk, const Extent& tile, bool sprea
     gather.eight_stride += gather.eight_step[axis] * pitch;
   }
   gather.source_stage_bytes = int64_t{2} * gather.channel_groups * gather.half_stride;
+  // What lies behind the stages begins with a line then: bulk stores read whole lines.
+  constexpr int64_t kLine = 128;
+  if (gather.stores_runs) gather.source_stage_bytes = ceil_divide(gather.source_stage_bytes, kLine) * kLine;
   return true;
 }
 
@@ -422,11 +425,11 @@ WayOut way_out_of(const Problem& problem, Operator op, const Axes& axes, const P
   out.memory = (1 + waste) * destinations * bytes / 42;
   if (gather.stores_runs) {
     // Fitted to 520 measured choices. Of channels that are handed over in turn, all but the last wait for memory.
-    if (!has_whole_sectors) out.memory *= 1.2;
+    out.memory *= 1.2;
     const double waiting = 1 - handed_columns(gather.configuration(), bytes) / static_cast<double>(gather.columns);
     out.multiplying = of_thread * (row % 2 == 0 && gather.slot_bits[2] != 0 ? 4.3 : 12) + waiting * out.memory;
     out.storing = 90.0 * gather.runs * gather.columns / gather.storing_warps;
-    if (!has_whole_sectors) out.slower = 0.07;
+    out.slower = 0.07;
   } else if (gather.storing_warps > 0) {
     out.multiplying = of_thread * 2.7;
     const int word = row % 8 == 0 ? 8 : row % 2 == 0 ? 2 : 1;  // of a lane
@@ -652,14 +655,13 @@ void set_way_out(const Problem& problem, Operator op, PipelinedGather& gather) {
 }
 
 // Whether some of the loading warps may store instead: runs, where all of a row's residues are there, and rows begin
-// anywhere or short types and eight slots make many words; or half types a word at a time, which are handed over, where
-// rows have one slot, by pairs of matrices.
+// anywhere, since else words are as fast; or half types a word at a time, which are handed over, where rows have one
+// slot, by pairs of matrices.
 bool can_hand_over(const Problem& problem, Operator op, const PipelinedGather& gather) {
   if (problem.layout != Layout::ncdhw || !hands_over_runs(gather.configuration())) return false;
   if (gather.stores_runs) {
     const int64_t row = op == Operator::forward ? problem.output()[2] : problem.input[2];
-    const bool pays = row * gather.element_bytes % 32 != 0 || (gather.element_bytes == 2 && gather.slots == 8);
-    return pays && gather.slot_extent[2] == gather.destination_stride[2];
+    return row * gather.element_bytes % 32 != 0 && gather.slot_extent[2] == gather.destination_stride[2];
   }
   const bool has_pairs = gather.slot_bits[2] != 0 || gather.columns / 8 * gather.row_blocks % 2 == 0;
   return hands_over_words(gather.configuration(), gather.element_bytes) && has_pairs;
