@@ -10,16 +10,17 @@
 // Both fill rings of stages; a barrier for each stage says that it is full, another that it is free again. A block goes
 // from tile to tile, so that the next one is loaded while the sums of the last leave: in NCDHW through shared memory,
 // so that a warp writes neighbours, in NDHWC in bulk, behind the products of the next tile. In NCDHW up to two of the
-// loading warps may store instead: half types' sums are handed over to them, and leave behind the next products as
-// well. Where a block's tiles all take the same weights, and its stages hold these, they stay there.
+// loading warps may store instead: sums are handed over to them, half types', or such as belong to rows that begin
+// anywhere, and leave behind the next products as well. Where a block's tiles all take the same weights, and its stages
+// hold these, they stay there.
 //
 // Traffic: the source once for every block of columns and residues, with its halo; the weights once for every tile, or
 // for every block of threads, from L2; the destination once. Floor: 2 * taps * channels operations a destination at the
 // tensor cores' rate, or its bytes. With 64 columns and more, products run at cuBLAS's rate; below, shared memory
 // bounds it, which gives 16 cycles to 64 positions and columns / 4 to a product's weights: with fragments once for all
 // slots, but such that loads and products wait for each other (of 2 x 64 columns 40 cycles a product instead of 32), in
-// place for each product, and beside it. Where writing should bound it, taking turns does: on kb73 a multiplying warp
-// is on the way out for half its time, and multiplies nothing meanwhile.
+// place for each product, and beside it. Where writing should bound it, taking turns does, unless sums are handed over:
+// on kb73 in TF32 a multiplying warp is on the way out for half its time, and multiplies nothing meanwhile.
 //
 // Here are the multiplying warps and the kernel; those that load the source, copy weights and store are in files of
 // their own, and what all of them share is in pipelined_block.h.
