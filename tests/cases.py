@@ -26,6 +26,16 @@ BOUNDS = {
 }
 TF32_BOUND = 1e-3
 
+
+def dtype_of(precision: str) -> torch.dtype:
+    dtype: torch.dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
+    return dtype
+
+
+def bound_of(precision: str) -> float:
+    return TF32_BOUND if precision == "tf32" else BOUNDS[dtype_of(precision)]
+
+
 #: Those of this package, which everything is tested on; "auto" and "native" choose among them and PyTorch.
 ALGORITHMS = ["gemm", "direct"]
 OPERATORS = ["forward", "grad_input", "grad_weight", "grad_input_weight"]
@@ -146,17 +156,19 @@ MANY_TILES = {
     "gradient, two residues a row": ("grad_input", Case(16, 16, 48, 1, (24, 24, 64), (2, 2, 2), (1, 1, 1), (0, 0, 0))),
 }
 
-#: The same where they store runs of voxels, as they lie in the result: in half types, in TF32, or in both.
-BOTH, HALF_TYPES, ONLY_TF32 = (True, True), (True, False), (False, True)
+HALF_TYPES = ("bfloat16", "float16")
+TF32_TOO = (*HALF_TYPES, "tf32")
+
+#: The same where they store runs of voxels, as they lie in the result, in these precisions of half types and TF32.
 MANY_RUNS = {
-    "odd rows": ("forward", Case(4, 8, 8, 1, (24, 32, 32), (3, 3, 3), (2, 2, 2), (0, 1, 0)), BOTH),
-    "channels in turn": ("forward", Case(4, 8, 48, 1, (16, 16, 33), (3, 3, 3), (2, 2, 2), (1, 1, 0)), BOTH),
-    "stride 1": ("forward", Case(16, 8, 24, 1, (8, 32, 16), (4, 4, 4), (1, 1, 1), (0, 0, 0)), BOTH),
-    "residues beyond the stride": ("forward", Case(8, 8, 32, 1, (12, 16, 33), (3, 3, 3), (3, 2, 2), (0, 0, 0)), BOTH),
-    "groups, even rows": ("forward", Case(4, 32, 64, 4, (24, 8, 31), (2, 2, 2), (2, 2, 2), (0, 0, 0)), BOTH),
+    "odd rows": ("forward", Case(4, 8, 8, 1, (24, 32, 32), (3, 3, 3), (2, 2, 2), (0, 1, 0)), TF32_TOO),
+    "channels in turn": ("forward", Case(4, 8, 48, 1, (16, 16, 33), (3, 3, 3), (2, 2, 2), (1, 1, 0)), TF32_TOO),
+    "stride 1": ("forward", Case(16, 8, 24, 1, (8, 32, 16), (4, 4, 4), (1, 1, 1), (0, 0, 0)), TF32_TOO),
+    "residues beyond stride": ("forward", Case(8, 8, 32, 1, (12, 16, 33), (3, 3, 3), (3, 2, 2), (0, 0, 0)), TF32_TOO),
+    "groups, even rows": ("forward", Case(4, 32, 64, 4, (24, 8, 31), (2, 2, 2), (2, 2, 2), (0, 0, 0)), TF32_TOO),
     "gradient": ("grad_input", Case(16, 8, 8, 1, (8, 32, 63), (2, 2, 2), (1, 2, 2), (0, 0, 0)), HALF_TYPES),
-    "gradient, groups": ("grad_input", Case(16, 16, 16, 2, (16, 8, 33), (2, 2, 2), (3, 3, 3), (0, 0, 0)), ONLY_TF32),
-    "parts of rows": ("grad_input", Case(8, 8, 24, 1, (16, 32, 31), (3, 3, 3), (2, 2, 2), (1, 1, 1)), ONLY_TF32),
+    "gradient, groups": ("grad_input", Case(16, 16, 16, 2, (16, 8, 33), (2, 2, 2), (3, 3, 3), (0, 0, 0)), ("tf32",)),
+    "parts of rows": ("grad_input", Case(8, 8, 24, 1, (16, 32, 31), (3, 3, 3), (2, 2, 2), (1, 1, 1)), ("tf32",)),
 }
 
 

@@ -24,6 +24,7 @@ from cases import (
     NAMED,
     OPERATORS,
     Case,
+    dtype_of,
     ours,
     plan_of,
     tf32,
@@ -72,20 +73,16 @@ def calls(device: torch.device, algorithms: list[str]) -> list[Callable[[], None
         for algorithm in algorithms
         for (case, operator, layout, precision), limit in zip(chosen, limits, strict=False)
     ]
+    handed_over = [(operator, case, "float16") for operator, case in MANY_TILES.values()]
+    handed_over += [(operator, case, precisions[0]) for operator, case, precisions in MANY_RUNS.values()]
     many_tiles = [
         functools.partial(
-            compute, device, "direct", case, operator, torch.contiguous_format, torch.float16, False, 1 << 30
+            compute, device, "direct", case, operator, torch.contiguous_format, dtype_of(precision), True, 1 << 30
         )
-        for operator, case in MANY_TILES.values()
+        for operator, case, precision in handed_over
         if "direct" in algorithms
     ]
-    many_runs = [
-        functools.partial(compute, device, "direct", case, operator, torch.contiguous_format, dtype, True, 1 << 30)
-        for operator, case, (half_types, _) in MANY_RUNS.values()
-        for dtype in [torch.bfloat16 if half_types else torch.float32]
-        if "direct" in algorithms
-    ]
-    return [*bias_gradients, *operators, *many_tiles, *many_runs]
+    return [*bias_gradients, *operators, *many_tiles]
 
 
 def share(text: str) -> tuple[int, int]:

@@ -22,9 +22,12 @@ from cases import (
     NAMED,
     OPERATORS,
     TF32_BOUND,
+    TF32_TOO,
     Case,
     Tensors,
+    bound_of,
     direct_kernels,
+    dtype_of,
     kernels_of,
     native,
     ours,
@@ -69,11 +72,6 @@ def tensors_of(
 PRECISIONS = ["float64", "float32", "tf32", "float16", "bfloat16"]
 
 
-def dtype_of(precision: str) -> torch.dtype:
-    dtype: torch.dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
-    return dtype
-
-
 @functools.lru_cache(maxsize=1)
 def expected_of(case: Case, operator: str, layout: torch.memory_format, precision: str) -> list[Tensor]:
     """The results in float64: once for the algorithms that follow one another."""
@@ -104,7 +102,7 @@ def test_error_of_layers(name: str, operator: str, layout: torch.memory_format, 
     their_error = their_error_of(case, operator, layout, precision)
     with tf32(precision == "tf32"):
         error = relative_error(ours(case, tensors, operator, algorithm), expected)
-    assert error <= (TF32_BOUND if precision == "tf32" else BOUNDS[dtype])
+    assert error <= bound_of(precision)
     if precision == "tf32" and their_error < 1e-5:  # cuDNN answered in IEEE float32
         assert error <= 5e-4
     elif precision != "float64":
@@ -124,7 +122,7 @@ def test_every_direct_kernel_is_reached(operator: str) -> None:
                 continue
             results = ours(case, tensors, operator, "direct")
         expected = native(case, tensors, operator, torch.float64)
-        assert relative_error(results, expected) <= (TF32_BOUND if precision == "tf32" else BOUNDS[dtype])
+        assert relative_error(results, expected) <= bound_of(precision)
         reached |= kernels
     assert reached == direct_kernels(CUDA, operator)
 
@@ -140,16 +138,15 @@ def test_direct_with_many_tiles(name: str, layout: torch.memory_format, dtype: t
     assert relative_error(results, native(case, tensors, operator, torch.float64)) <= BOUNDS[dtype]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("precision", TF32_TOO)
 @pytest.mark.parametrize("name", MANY_RUNS)
-def test_direct_with_many_runs(name: str, dtype: torch.dtype) -> None:
+def test_direct_with_many_runs(name: str, precision: str) -> None:
     operator, case, _ = MANY_RUNS[name]
-    tensors = case.tensors(CUDA, dtype, torch.contiguous_format, seed=1)
+    tensors = case.tensors(CUDA, dtype_of(precision), torch.contiguous_format, seed=1)
     poison(CUDA)
-    with tf32(True):
+    with tf32(precision == "tf32"):
         results = ours(case, tensors, operator, "direct")
-    bound = TF32_BOUND if dtype == torch.float32 else BOUNDS[dtype]
-    assert relative_error(results, native(case, tensors, operator, torch.float64)) <= bound
+    assert relative_error(results, native(case, tensors, operator, torch.float64)) <= bound_of(precision)
 
 
 def _error_of_forward(case: Case, tensors: Tensors, expected: list[Tensor], algorithm: str) -> float:
@@ -422,7 +419,7 @@ def test_unaligned_addresses(
     expected = expected_of(case, operator, layout, precision)
     with tf32(precision == "tf32"):
         error = relative_error(ours(case, shifted, operator, algorithm), expected)
-    assert error <= (TF32_BOUND if precision == "tf32" else BOUNDS[dtype])
+    assert error <= bound_of(precision)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -439,7 +436,7 @@ def test_channel_counts(
     expected = expected_of(case, operator, layout, precision)
     with tf32(precision == "tf32"):
         error = relative_error(ours(case, tensors, operator, algorithm), expected)
-    assert error <= (TF32_BOUND if precision == "tf32" else BOUNDS[dtype])
+    assert error <= bound_of(precision)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cases import MANY_RUNS, MANY_TILES, Case
+from cases import MANY_RUNS, MANY_TILES, TF32_TOO, Case
 from convt3d_gemm import _C, library
 from convt3d_gemm.costs import problem_of
 from convt3d_gemm.parameters import Triple
@@ -55,7 +55,7 @@ def layer_of(case: Case) -> str:
 @pytest.mark.parametrize("name", MANY_TILES)
 def test_half_types_are_handed_over_where_tiles_are_many(name: str) -> None:
     operator, case = MANY_TILES[name]
-    for precision in ("bfloat16", "float16", "tf32"):
+    for precision in TF32_TOO:
         configuration = planned(operator, layer_of(case), precision).configuration
         assert configuration.startswith("pipelined ")
         assert configuration.endswith(" handing over") == (precision != "tf32")
@@ -63,10 +63,10 @@ def test_half_types_are_handed_over_where_tiles_are_many(name: str) -> None:
 
 @pytest.mark.parametrize("name", MANY_RUNS)
 def test_runs_are_handed_over_where_they_begin_anywhere(name: str) -> None:
-    operator, case, (half_types, floats) = MANY_RUNS[name]
-    for precision in ("bfloat16", "float16", "tf32"):
+    operator, case, precisions = MANY_RUNS[name]
+    for precision in TF32_TOO:
         configuration = planned(operator, layer_of(case), precision).configuration
-        assert configuration.endswith(" handing over runs") == (floats if precision == "tf32" else half_types)
+        assert configuration.endswith(" handing over runs") == (precision in precisions)
 
 
 @pytest.mark.parametrize("operator", [*PARTS, "grad_input_weight"])

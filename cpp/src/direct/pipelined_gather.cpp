@@ -325,9 +325,6 @@ bool set_tile(const Axes& axes, const Walk& walk, const Extent& tile, bool sprea
     gather.eight_stride += gather.eight_step[axis] * pitch;
   }
   gather.source_stage_bytes = int64_t{2} * gather.channel_groups * gather.half_stride;
-  // What lies behind the stages begins with a line then: bulk stores read whole lines.
-  constexpr int64_t kLine = 128;
-  if (gather.stores_runs) gather.source_stage_bytes = ceil_divide(gather.source_stage_bytes, kLine) * kLine;
   return true;
 }
 
@@ -388,6 +385,19 @@ double product_cycles(const PipelinedGather& gather) {
   return std::max(gather.in_place ? shared_cycles(gather) : 13.0, gather.columns * gather.band() / 2.0);
 }
 
+// Voxels of a row of the destination, and whether each row begins with a sector.
+int64_t destination_row(const Problem& problem, Operator op) {
+  return op == Operator::forward ? problem.output()[2] : problem.input[2];
+}
+bool has_whole_sectors(const Problem& problem, Operator op) {
+  return problem.layout == Layout::ndhwc || destination_row(problem, op) * gather_element_bytes(problem) % 32 == 0;
+}
+
+// What a tile makes.
+double destinations_of_tile(const PipelinedGather& gather) {
+  return static_cast<double>(gather.positions()) * gather.slots * gather.columns;
+}
+
 // Bytes of the destination that a tile writes and that follow each other.
 double written_run(const Problem& problem, const Axes& axes, const PipelinedGather& gather) {
   auto run = static_cast<double>(gather_element_bytes(problem));
@@ -413,14 +423,13 @@ struct WayOut {
 WayOut way_out_of(const Problem& problem, Operator op, const Axes& axes, const PipelinedGather& gather) {
   const int bytes = gather.element_bytes;
   const bool by_channels = problem.layout == Layout::ncdhw, is_half = bytes == 2;
-  const double destinations = static_cast<double>(gather.positions()) * gather.slots * gather.columns;
+  const double destinations = destinations_of_tile(gather);
   const double of_thread = destinations / (128.0 * gather.warpgroups);
   // Where rows begin anywhere, so do the sectors of what a tile writes of them, and half types leave one by one.
-  const int64_t row = op == Operator::forward ? problem.output()[2] : problem.input[2];
-  const bool has_whole_sectors = !by_channels || row * bytes % 32 == 0;
+  const int64_t row = destination_row(problem, op);
   const double run = written_run(problem, axes, gather);
   const double waste =
-      has_whole_sectors || gather.stores_runs ? std::pow(340 / run, 0.39) : std::pow(87000 / run, 0.18);
+      has_whole_sectors(problem, op) || gather.stores_runs ? std::pow(340 / run, 0.39) : std::pow(87000 / run, 0.18);
   WayOut out;
   out.memory = (1 + waste) * destinations * bytes / 42;
   if (gather.stores_runs) {
@@ -464,7 +473,7 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
   const double bytes = static_cast<double>(gather_element_bytes(problem)), parts = gather.exact ? 3 : 1;
   const bool by_channels = problem.layout == Layout::ncdhw;
   const double row_groups = gather.positions() / 64.0, warpgroups = gather.warpgroups, resident = 2 / warpgroups;
-  const double destinations = static_cast<double>(gather.positions()) * gather.slots * gather.columns;
+  const double destinations = destinations_of_tile(gather);
   const WayOut out = way_out_of(problem, op, axes, gather);
   const double fragment = gather.in_place     ? 0
                           : is_spread(gather) ? 21
@@ -553,6 +562,9 @@ bool set_runs(const Axes& axes, PipelinedGather& gather) {
   gather.run_pitch = static_cast<int>(ceil_divide<int64_t>(voxels + vector - 1, vector) | 1) * vector;
   const int columns = handed_columns(gather.configuration(), gather.element_bytes);
   gather.staging_bytes = int64_t{gather.runs} * columns * gather.run_pitch * gather.element_bytes;
+  // What lies behind the stages begins with a line: bulk stores read whole lines.
+  constexpr int64_t kLine = 128;
+  gather.source_stage_bytes = ceil_divide(gather.source_stage_bytes, kLine) * kLine;
   return gather.runs <= gather.positions();
 }
 
@@ -625,14 +637,11 @@ bool set_strides(const Axes& axes, PipelinedGather& gather) {
 void set_way_out(const Problem& problem, Operator op, PipelinedGather& gather) {
   const bool forward = op == Operator::forward;
   const int64_t channels = forward ? problem.group_out_channels() : problem.group_in_channels();
-  const int64_t row = forward ? problem.output()[2] : problem.input[2], bytes = gather.element_bytes;
+  const int64_t row = destination_row(problem, op), bytes = gather.element_bytes;
   const bool has_rows = gather.slot_extent[2] == gather.destination_stride[2];
-  if (gather.stores_runs) {
-    gather.stores_from_registers = false;  // their room depends on the tile, see set_runs
-    return;
-  }
   if (gather.storing_warps > 0) {
     gather.stores_from_registers = false;
+    if (gather.stores_runs) return;  // whose room depends on the tile, see set_runs
     const int bits = gather.slot_bits[2];
     const int pitch = staging_pitch(gather.positions() << bits, gather.element_bytes);
     gather.staging_bytes = bytes * (gather.slots >> bits) * gather.columns * pitch;
@@ -654,14 +663,19 @@ void set_way_out(const Problem& problem, Operator op, PipelinedGather& gather) {
   gather.staging_bytes = gather.stores_in_bulk ? int64_t{4} * gather.warpgroups * bulk_buffers(round) * round : 0;
 }
 
+// Of the loading warps, so many that store instead; and whether they store runs.
+struct Storing {
+  int warps;
+  bool runs;
+};
+
 // Whether some of the loading warps may store instead: runs, where all of a row's residues are there, and rows begin
 // anywhere, since else words are as fast; or half types a word at a time, which are handed over, where rows have one
 // slot, by pairs of matrices.
 bool can_hand_over(const Problem& problem, Operator op, const PipelinedGather& gather) {
   if (problem.layout != Layout::ncdhw || !hands_over_runs(gather.configuration())) return false;
   if (gather.stores_runs) {
-    const int64_t row = op == Operator::forward ? problem.output()[2] : problem.input[2];
-    return row * gather.element_bytes % 32 != 0 && gather.slot_extent[2] == gather.destination_stride[2];
+    return !has_whole_sectors(problem, op) && gather.slot_extent[2] == gather.destination_stride[2];
   }
   const bool has_pairs = gather.slot_bits[2] != 0 || gather.columns / 8 * gather.row_blocks % 2 == 0;
   return hands_over_words(gather.configuration(), gather.element_bytes) && has_pairs;
@@ -691,14 +705,12 @@ void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Tar
         gather.warpgroups = warpgroups;
         gather.loading = loading * warpgroups / 2;
         gather.spare_positions = problem.layout == Layout::ncdhw ? 1 : 0;
-        for (const bool stores_runs : {false, true}) {
-          gather.stores_runs = stores_runs;
-          for (const int storing_warps : {0, 1, 2}) {
-            if (storing_warps > 0 ? !can_hand_over(problem, op, gather) : stores_runs) continue;
-            gather.storing_warps = storing_warps;
-            set_way_out(problem, op, gather);
-            try_tiles(problem, op, axes, target, walk, gather, least, best);
-          }
+        for (const Storing& storing : {Storing{0, false}, {1, false}, {2, false}, {1, true}, {2, true}}) {
+          gather.storing_warps = storing.warps;
+          gather.stores_runs = storing.runs;
+          if (gather.storing_warps > 0 && !can_hand_over(problem, op, gather)) continue;
+          set_way_out(problem, op, gather);
+          try_tiles(problem, op, axes, target, walk, gather, least, best);
         }
       }
     }

@@ -35,6 +35,17 @@ struct GatherVolume {
   }
 };
 
+// What a gather's kernel reads and writes.
+template <class T>
+struct GatherOperands {
+  const T* source;
+  const unsigned char* packed;
+  const T* bias;
+  T* destination;
+  GatherVolume from, to;
+  int64_t batch;
+};
+
 // Takes the last digit off `number`, whose digits have bases of their own, and returns it.
 __device__ __forceinline__ int take_digit(int& number, const Divisor<int32_t>& base) {
   const int quotient = base.quotient(number), digit = number - quotient * base.value;

@@ -33,13 +33,7 @@ struct RowSteps {
 };
 
 template <class T>
-struct PipelinedArguments {
-  const T* source;
-  const unsigned char* packed;
-  const T* bias;
-  T* destination;
-  GatherVolume from, to;
-  int64_t batch;
+struct PipelinedArguments : GatherOperands<T> {
   bool channels_first;
   SourceLoads loads;
   Divisor<int32_t> by_cells, by_line_cells;  // of a stage's source and of a line of it, see SourceLoader

@@ -28,13 +28,7 @@
 namespace convt3d::direct {
 
 template <class T>
-struct GatherArguments {
-  const T* source;
-  const unsigned char* packed;
-  const T* bias;
-  T* destination;
-  GatherVolume from, to;
-  int64_t batch;
+struct GatherArguments : GatherOperands<T> {
   bool channels_first;
   bool vector_loads;  // NDHWC: 16 bytes of channels are adjacent and aligned
   bool pair_stores;   // NDHWC: so are pairs of the destination's channels
