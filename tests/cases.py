@@ -171,6 +171,17 @@ MANY_RUNS = {
     "parts of rows": ("grad_input", Case(8, 8, 24, 1, (16, 32, 31), (3, 3, 3), (2, 2, 2), (1, 1, 1)), ("tf32",)),
 }
 
+#: Forward where an H200 has the source copied in bulk: all taps of a tile read the same voxels, a run of each channel.
+COPIED = {
+    "parts of planes": Case(4, 64, 16, 1, (16, 13, 32), (2, 2, 2), (2, 2, 2), (0, 0, 0)),
+    "parts of planes, handed over": Case(4, 128, 64, 1, (16, 13, 32), (2, 2, 2), (2, 2, 2), (0, 0, 0)),
+    "planes": Case(16, 64, 32, 1, (9, 4, 16), (2, 2, 2), (2, 2, 2), (0, 0, 0)),
+    "one stride of 1": Case(4, 64, 32, 1, (24, 17, 32), (1, 2, 2), (1, 2, 2), (0, 0, 0)),
+    "groups": Case(4, 128, 64, 2, (16, 14, 32), (2, 2, 2), (2, 2, 2), (0, 0, 0)),
+    "rows without taps": Case(8, 64, 32, 1, (8, 12, 32), (1, 2, 2), (2, 2, 2), (0, 0, 0)),
+    "three stages": Case(4, 48, 48, 1, (16, 15, 48), (2, 2, 2), (2, 2, 2), (0, 0, 0)),
+}
+
 
 def native(case: Case, tensors: Tensors, operator: str, dtype: torch.dtype) -> list[Tensor]:
     """PyTorch's results of an operator, computed in `dtype`."""

@@ -18,6 +18,7 @@ import torch
 from cases import (
     ALGORITHMS,
     BOUNDS,
+    COPIED,
     LAYOUTS,
     MANY_RUNS,
     MANY_TILES,
@@ -75,14 +76,15 @@ def calls(device: torch.device, algorithms: list[str]) -> list[Callable[[], None
     ]
     handed_over = [(operator, case, "float16") for operator, case in MANY_TILES.values()]
     handed_over += [(operator, case, precisions[0]) for operator, case, precisions in MANY_RUNS.values()]
-    many_tiles = [
+    copied = [("forward", case, precision) for case in COPIED.values() for precision in ("float16", "tf32")]
+    special = [
         functools.partial(
             compute, device, "direct", case, operator, torch.contiguous_format, dtype_of(precision), True, 1 << 30
         )
-        for operator, case, precision in handed_over
+        for operator, case, precision in (*handed_over, *copied)
         if "direct" in algorithms
     ]
-    return [*bias_gradients, *operators, *many_tiles]
+    return [*bias_gradients, *operators, *special]
 
 
 def share(text: str) -> tuple[int, int]:

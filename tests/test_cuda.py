@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import functools
 import itertools
 import math
@@ -16,6 +17,7 @@ from torch import Tensor
 from cases import (
     ALGORITHMS,
     BOUNDS,
+    COPIED,
     LAYOUTS,
     MANY_RUNS,
     MANY_TILES,
@@ -147,6 +149,20 @@ def test_direct_with_many_runs(name: str, precision: str) -> None:
     with tf32(precision == "tf32"):
         results = ours(case, tensors, operator, "direct")
     assert relative_error(results, native(case, tensors, operator, torch.float64)) <= bound_of(precision)
+
+
+@pytest.mark.parametrize("elements", [0, 1])
+@pytest.mark.parametrize("precision", TF32_TOO)
+@pytest.mark.parametrize("name", COPIED)
+def test_direct_with_a_copied_source(name: str, precision: str, elements: int) -> None:
+    """In bulk, or element by element where it begins between vectors; with NaN on both sides."""
+    case = COPIED[name]
+    tensors = case.tensors(CUDA, dtype_of(precision), torch.contiguous_format, seed=1)
+    tensors = dataclasses.replace(tensors, input=_shifted(tensors.input, 16 + elements))
+    poison(CUDA)
+    with tf32(precision == "tf32"):
+        results = ours(case, tensors, "forward", "direct")
+    assert relative_error(results, native(case, tensors, "forward", torch.float64)) <= bound_of(precision)
 
 
 def _error_of_forward(case: Case, tensors: Tensors, expected: list[Tensor], algorithm: str) -> float:

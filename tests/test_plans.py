@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
-from cases import MANY_RUNS, MANY_TILES, TF32_TOO, Case
+from cases import COPIED, MANY_RUNS, MANY_TILES, TF32_TOO, Case
 from convt3d_gemm import _C, library
 from convt3d_gemm.costs import problem_of
 from convt3d_gemm.parameters import Triple
@@ -67,6 +69,21 @@ def test_runs_are_handed_over_where_they_begin_anywhere(name: str) -> None:
     for precision in TF32_TOO:
         configuration = planned(operator, layer_of(case), precision).configuration
         assert configuration.endswith(" handing over runs") == (precision in precisions)
+
+
+@pytest.mark.parametrize("precision", TF32_TOO)
+@pytest.mark.parametrize("name", COPIED)
+def test_sources_are_copied_where_all_taps_read_the_same_voxels(name: str, precision: str) -> None:
+    case = COPIED[name]
+    assert " copied" in planned("forward", layer_of(case), precision).configuration
+    depth, height, width = case.size
+    for other in (
+        dataclasses.replace(case, padding=(0, 0, 1)),
+        dataclasses.replace(case, size=(depth, height, width + 1)),
+        dataclasses.replace(case, kernel=tuple(taps + 1 for taps in case.kernel)),
+    ):
+        assert " copied" not in planned("forward", layer_of(other), precision).configuration
+    assert " copied" not in planned("grad_input", layer_of(case), precision).configuration
 
 
 @pytest.mark.parametrize("operator", [*PARTS, "grad_input_weight"])

@@ -59,8 +59,10 @@ class TableChecker {
       }
     }
     check_bare_residues();
+    check_written_positions();
     check_source_tables();
     check_blocks();
+    check_copied();
     check_way_out();
     const int folded = gather_.fold[0] * gather_.fold[1] * gather_.fold[2];
     CHECK(units_ == gather_.units) << named_;
@@ -144,6 +146,22 @@ class TableChecker {
     }
   }
 
+  // What no tile reaches has no tap along some axis, and is filled: rows and planes by themselves, or planes as a
+  // whole.
+  void check_written_positions() {
+    const Extent sizes = op_ == Operator::forward ? named_.problem.output() : named_.problem.input;
+    for (int axis = 0; axis < 3; ++axis) {
+      const GatherAxis all(named_.problem, op_, axis, gather_.fold[axis]);
+      for (int64_t place = gather_.tiles[axis] * gather_.tile[axis] * all.destination_stride; place < sizes[axis];
+           ++place) {
+        const int64_t residue = place % all.destination_stride;
+        CHECK(axis < 2 ? gather_.is_bare(axis, residue) : gather_.fills_planes) << named_ << axis << ", " << place;
+        CHECK(all.residues[residue].empty()) << named_ << ": axis " << axis << ", " << place;
+      }
+    }
+    if (gather_.fills_planes) CHECK(gather_.bare_residues[1] != 0) << named_;
+  }
+
   // However the source is aligned, there is room for the tables of how it is then loaded.
   void check_source_tables() {
     const int64_t others = 256 + gather_.source_stages * gather_.source_stage_bytes +
@@ -154,6 +172,26 @@ class TableChecker {
       CHECK(others + gather_.source_table_bytes(loads) <= gather_.shared_bytes) << named_ << " at " << address;
       CHECK(gather_.cells(loads) >= gather_.lines() * gather_.line_cells(loads)) << named_ << " at " << address;
     }
+  }
+
+  // Where the source is copied, a tile's voxels are one run of each channel, of whole vectors, that all taps read; all
+  // of a stage's channels are there, and lie so far apart that they have room and that four or eight meet in no bank.
+  void check_copied() {
+    if (!gather_.copied) return;
+    const Problem& problem = named_.problem;
+    const Extent source = op_ == Operator::forward ? problem.input : problem.output();
+    const int64_t channels = op_ == Operator::forward ? problem.group_in_channels() : problem.group_out_channels();
+    const int bytes = gather_.element_bytes;
+    CHECK(problem.layout == Layout::ncdhw && gather_.samples == 1 && !gather_.has_gaps && !gather_.exact) << named_;
+    CHECK(gather_.tile[2] == source[2] && (gather_.tile[0] == 1 || gather_.tile[1] == source[1])) << named_;
+    CHECK(source[2] * bytes % 16 == 0 && channels % (32 / bytes * gather_.channel_groups) == 0) << named_;
+    for (int i = 0; gather_.tables.passes[i].pieces > 0; ++i) {
+      const int32_t* origin = gather_.tables.passes[i].origin;
+      CHECK(origin[0] == 0 && origin[1] == 0 && origin[2] == 0) << named_ << i;
+    }
+    CHECK(gather_.copied_pitch >= gather_.tile_positions() * bytes) << named_ << gather_.copied_pitch;
+    CHECK(gather_.copied_pitch % (bytes == 2 ? 32 : 64) == (bytes == 2 ? 16 : 32)) << named_ << gather_.copied_pitch;
+    CHECK(gather_.half_stride * bytes == 16 * gather_.copied_pitch) << named_ << gather_.half_stride;
   }
 
   // In place the tile is made of blocks of eight eights, which lie equally far apart in the source, too.
@@ -281,7 +319,7 @@ int main() {
   check_columns();
   check_source_loads();
   int taken = 0, with_passes = 0, with_bare_rows = 0, with_kept_weights = 0, with_merged_groups = 0;
-  int in_bulk = 0, from_registers = 0, by_others = 0, by_runs = 0, in_place = 0;
+  int in_bulk = 0, from_registers = 0, by_others = 0, by_runs = 0, in_place = 0, copied = 0;
   const auto cut_and_check = [&](const NamedProblem& named, Operator op) {
     PipelinedGather gather;
     if (!cut_pipelined_gather(named.problem, op, kTarget, gather)) return std::string();
@@ -294,6 +332,7 @@ int main() {
     by_others += gather.storing_warps > 0 && !gather.stores_runs ? 1 : 0;
     by_runs += gather.stores_runs ? 1 : 0;
     in_place += gather.in_place ? 1 : 0;
+    copied += gather.copied ? 1 : 0;
     with_bare_rows += gather.bare_residues[0] != 0 || gather.bare_residues[1] != 0 ? 1 : 0;
     TableChecker(named, op, gather).check();
     return gather.name();
@@ -319,6 +358,18 @@ int main() {
     const NamedProblem named = draw(random);
     for (const Operator op : kOperators) reached.insert(cut_and_check(named, op));
   }
+  const Extent none{0, 0, 0}, one{1, 1, 1};
+  for (const Extent& kernel : {Extent{1, 2, 2}, Extent{2, 2, 2}}) {  // that equal their strides
+    Problem apart = problem_of(2, 64, 64, 1, {32, 32, 32}, kernel, kernel, none, none, one);
+    for (const DataType dtype : {DataType::float32, DataType::bfloat16}) {
+      for (const int64_t channels : {16, 32, 64}) {
+        apart.dtype = dtype;
+        apart.precision = Precision::tf32;
+        apart.out_channels = channels;
+        reached.insert(cut_and_check({"kernel = stride", apart}, Operator::forward));
+      }
+    }
+  }
   reached.erase("");
   CHECK(with_passes > 100 && with_bare_rows > 100 && with_kept_weights > 100)
       << with_passes << " with passes, " << with_bare_rows << " with bare rows, " << with_kept_weights
@@ -326,14 +377,13 @@ int main() {
   CHECK(with_merged_groups > 20) << with_merged_groups << " with merged groups";
   CHECK(in_bulk > 100 && from_registers > 100) << in_bulk << " leave in bulk, " << from_registers << " from registers";
   CHECK(by_others > 10 && by_runs > 10) << by_others << " leave by other warps, " << by_runs << " in runs";
-  CHECK(in_place > 100) << in_place << " are in place";
+  CHECK(in_place > 100 && copied > 10) << in_place << " are in place, " << copied << " copied";
   CHECK(reached.size() == std::size(kPipelinedGathers)) << reached.size() << " kernels reached";
 
   const auto is_taken = [&](const std::string& name, Problem problem, Operator op) {
     problem.dtype = DataType::bfloat16;
     return !cut_and_check({name, problem}, op).empty();
   };
-  const Extent none{0, 0, 0}, one{1, 1, 1};
   const Problem far = problem_of(2, 64, 64, 1, {16, 16, 64}, {10, 10, 1}, {10, 10, 1}, none, none, one);
   CHECK(is_taken("more residues of the source than there can be passes", far, Operator::grad_input));
   const Problem uneven = problem_of(8, 256, 32, 1, {16, 32, 8}, {7, 4, 5}, {4, 1, 2}, {3, 3, 0}, none, {1, 2, 1});

@@ -74,6 +74,11 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[2], uint3
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(row));
 }
 
+__device__ __forceinline__ uint32_t load_shared(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(address));
+  return value;
+}
 // The way back: each lane has of four matrices what load_matrices would load.
 __device__ __forceinline__ void store_matrices(uint32_t row, const uint32_t (&r)[4]) {
 #if CONVT3D_HAS_WGMMA

@@ -86,7 +86,12 @@ struct PhaseBlock {
 struct GatherConfiguration {
   int slots, columns, row_blocks;
   bool exact;
-  bool in_place = false;  // of pipelined kernels, see there
+  bool in_place = false, copied = false;  // of pipelined kernels, see there
+
+  constexpr bool operator==(const GatherConfiguration& other) const {
+    return slots == other.slots && columns == other.columns && row_blocks == other.row_blocks && exact == other.exact &&
+           in_place == other.in_place && copied == other.copied;
+  }
 };
 inline constexpr GatherConfiguration kTensorGathers[] = {
     {1, 8, 1, false}, {1, 16, 1, false}, {1, 24, 1, false}, {1, 32, 1, false}, {1, 48, 1, false}, {1, 64, 1, false},

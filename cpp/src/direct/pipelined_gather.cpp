@@ -62,6 +62,22 @@ int source_extent(const PipelinedGather& gather, int axis, int64_t reach) {
   return static_cast<int>(int64_t{gather.tile[axis] - 1} * gather.source_stride[axis] + reach + 1);
 }
 
+// Voxels of a row of the destination.
+int64_t destination_row(const Problem& problem, Operator op) {
+  return op == Operator::forward ? problem.output()[2] : problem.input[2];
+}
+
+// Positions q along an axis, up to the last one that has a destination which nothing else fills.
+int64_t written_positions(const GatherAxis& axis, int number, const PipelinedGather& gather) {
+  int64_t most = 1;
+  for (int64_t residue = 0; residue < axis.destination_stride; ++residue) {
+    const bool is_filled =
+        number < 2 ? gather.is_bare(number, residue) : gather.fills_planes && axis.residues[residue].empty();
+    if (!is_filled) most = std::max(most, ceil_divide(axis.destination - residue, axis.destination_stride));
+  }
+  return most;
+}
+
 // What tiles walk through, whatever their size.
 struct Walk {
   double steps = 1, units = 1;           // of an average phase, before channel groups repeat them
@@ -70,9 +86,11 @@ struct Walk {
   double busy = 1;                       // the share of phases that have taps
   int64_t all_steps = 1, all_units = 1;  // of all phases
   int64_t reach[3] = {0, 0, 0};          // how far the offsets of one pass lie apart, at most, in its own steps
+  int64_t positions[3] = {1, 1, 1};      // q, up to the last one that has something to write
 
   Walk(const Axes& axes, const PipelinedGather& gather) {
     for (int axis = 0; axis < 3; ++axis) {
+      positions[axis] = written_positions(axes[axis], axis, gather);
       const int64_t extent = gather.slot_extent[axis], residues = axes[axis].destination_stride;
       const bool in_band = axis == 2 ? gather.band() > 1 : axis == 1 && gather.band() > gather.slot_extent[2];
       int64_t all_offsets = 0, all_contacts = 0, all_sets = 0, all_passes = 0, busy_blocks = 0;
@@ -169,7 +187,7 @@ class TableMaker {
     for (int64_t depth = 0; depth < gather_.destination_stride[0]; depth += gather_.slot_extent[0]) {
       for (int64_t height = 0; height < gather_.destination_stride[1]; height += gather_.slot_extent[1]) {
         for (int64_t width = 0; width < gather_.destination_stride[2]; width += gather_.slot_extent[2]) {
-          if (is_bare(0, depth) || is_bare(1, height)) continue;
+          if (gather_.is_bare(0, depth) || gather_.is_bare(1, height)) continue;
           PipelinedPhase& phase = tables_.phases[phases++];
           phase = {static_cast<uint16_t>(passes_),
                    0,
@@ -183,8 +201,6 @@ class TableMaker {
   }
 
  private:
-  bool is_bare(int axis, int64_t residue) const { return gather_.bare_residues[axis] >> residue & 1; }
-
   bool add_passes(PipelinedPhase& phase) {
     for (int depth = 0; depth < gather_.passes[0]; ++depth) {
       for (int height = 0; height < gather_.passes[1]; ++height) {
@@ -300,10 +316,10 @@ bool is_spread(const PipelinedGather& gather) {
 
 // With `spread`, rows are as far apart as that takes, where they are not anyway. False where a stage holds more than
 // any shared memory, as where taps are far apart.
-bool set_tile(const Axes& axes, const Walk& walk, const Extent& tile, bool spread, PipelinedGather& gather) {
+bool set_tile(const Walk& walk, const Extent& tile, bool spread, PipelinedGather& gather) {
   for (int axis = 0; axis < 3; ++axis) {
     gather.tile[axis] = static_cast<int>(tile[axis]);
-    gather.tiles[axis] = ceil_divide<int64_t>(axes[axis].positions(), tile[axis]);
+    gather.tiles[axis] = ceil_divide<int64_t>(walk.positions[axis], tile[axis]);
   }
   const int64_t stride = gather.source_stride[2];
   gather.planes = source_extent(gather, 0, walk.reach[0]);
@@ -319,6 +335,12 @@ bool set_tile(const Axes& axes, const Walk& walk, const Extent& tile, bool sprea
     return false;
   gather.source_positions = gather.lines() * gather.row_pitch + gather.spare_positions;
   gather.half_stride = 16 * gather.source_positions;
+  if (gather.copied) {
+    // Channels so far apart that what a warp loads of them, 16 bytes of eight or 32 of four, meets in no bank.
+    const int piece = gather.element_bytes == 2 ? 16 : 32;
+    gather.copied_pitch = (ceil_divide(gather.tile_positions() * gather.element_bytes, piece) | 1) * piece;
+    gather.half_stride = 16 / gather.element_bytes * gather.copied_pitch;
+  }
   gather.eight_stride = 0;
   for (int axis = 0; axis < 3; ++axis) {
     const int pitch = axis == 2 ? 1 : gather.row_pitch * gather.source_stride[axis] * (axis == 0 ? gather.rows : 1);
@@ -385,10 +407,7 @@ double product_cycles(const PipelinedGather& gather) {
   return std::max(gather.in_place ? shared_cycles(gather) : 13.0, gather.columns * gather.band() / 2.0);
 }
 
-// Voxels of a row of the destination, and whether each row begins with a sector.
-int64_t destination_row(const Problem& problem, Operator op) {
-  return op == Operator::forward ? problem.output()[2] : problem.input[2];
-}
+// Whether each row of the destination begins with a sector.
 bool has_whole_sectors(const Problem& problem, Operator op) {
   return problem.layout == Layout::ndhwc || destination_row(problem, op) * gather_element_bytes(problem) % 32 == 0;
 }
@@ -481,6 +500,7 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
   const SourceLoads source = source_loads(problem, op, gather, 0);
   const double load = loading_cycles(gather, source);
   const auto place_rounds = static_cast<double>(ceil_divide<int64_t>(gather.cells(source), gather.source_threads()));
+  const int run = gather.copied ? gather.tile_positions() : gather.used_pitch;  // of the source
   // A tile with so many times the taps of the average phase.
   const auto tile_cycles = [&](double share) {
     const double passes = share > 0 ? walk.passes : 0;
@@ -493,7 +513,7 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
     const double source_bytes = chunks * 32 * gather.lines() * gather.used_pitch;
     const double weight_bytes = gather.keeps_weights ? 0 : chunks * units * gather.unit_bytes;
     const double sector = by_channels ? 18.7 * 32.0 / bytes : 0;
-    const double loads = (1 + sector / gather.used_pitch) * source_bytes + weight_bytes;
+    const double loads = (1 + sector / run) * source_bytes + weight_bytes;
     const double multiply =
         (gather.in_place ? 0.67 : 0.85) * row_groups * chunks * units * parts * product_cycles(gather);
     const double shared = (gather.in_place ? 0.68 : 0.86) *
@@ -509,8 +529,9 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
                                                fragments * gather.row_blocks * parts * 17 + folds +
                                                (gather.keeps_weights ? 150 : 245) * pieces + 300;
     const double chain = waits + out.multiplying;
-    const double loading =
-        (gather.storing_warps > 0 ? 0.83 : 1) * (stages * (load + 50) + passes * (place_rounds * 327 + 1486));
+    const double loading = gather.copied ? stages * 600
+                                         : (gather.storing_warps > 0 ? 0.83 : 1) *
+                                               (stages * (load + 50) + passes * (place_rounds * 327 + 1486));
     // Others do something else meanwhile: the parts overlap, but not wholly.
     const double terms[] = {resident * multiply,     resident * shared, resident * memory, chain, loading,
                             chain + 0.37 * multiply, out.storing};
@@ -522,7 +543,9 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
   // Fitted to 455 measured choices: in NDHWC few channels of a voxel at a time, and few stages, cost a little more.
   // What is in place or stored by other warps, here and above, to 790 measured choices.
   const double slower = (by_channels ? 0 : 0.15 / gather.channel_groups + (gather.source_stages == 2 ? 0.04 : 0)) +
-                        (gather.in_place ? 0.074 : 0) + out.slower;
+                        (gather.in_place ? 0.074 : 0) + out.slower +
+                        // Of a source that is copied, to 200 choices; two blocks take turns with the way out.
+                        (gather.copied ? (gather.warpgroups == 2 && gather.storing_warps == 0 ? 0.15 : 0.12) : 0);
   return std::ceil(static_cast<double>(gather.items) / static_cast<double>(most_blocks(problem, target, gather))) *
          cycles * (1 + slower);
 }
@@ -548,6 +571,30 @@ std::vector<Extent> tiles_of(const PipelinedGather& gather, const Extent& extent
     }
   }
   return tiles;
+}
+
+// Whether all taps of a tile read the positions that it has, whose rows are whole vectors, so that a channel's may be
+// copied in bulk, and stages have no channels but the source's.
+bool can_be_copied(const Problem& problem, const Axes& axes, const Walk& walk, int64_t sources,
+                   const PipelinedGather& gather) {
+  if (problem.layout != Layout::ncdhw || gather.has_gaps) return false;
+  for (int axis = 0; axis < 3; ++axis) {
+    for (const std::vector<Contact>& contacts : axes[axis].residues) {
+      if (std::any_of(contacts.begin(), contacts.end(), [](const Contact& contact) { return contact.offset != 0; }))
+        return false;
+    }
+    if (axes[axis].source_stride != 1 || axes[axis].source_step != 1 || axes[axis].source_origin != 0 ||
+        axes[axis].source != walk.positions[axis])
+      return false;
+  }
+  return axes[2].source * gather.element_bytes % 16 == 0 &&
+         sources % (gather.channel_groups * 32 / gather.element_bytes) == 0;
+}
+
+// Whether a tile's voxels follow each other in the source.
+bool is_one_run(const Walk& walk, const PipelinedGather& gather) {
+  return gather.samples == 1 && gather.tile[2] == walk.positions[2] &&
+         (gather.tile[0] == 1 || gather.tile[1] == walk.positions[1]);
 }
 
 // The runs of a tile, and what room they take on the way out. False where there are too many.
@@ -576,18 +623,19 @@ void try_tiles(const Problem& problem, Operator op, const Axes& axes, const Targ
   for (int axis = gather.in_place ? 0 : 2; axis < 3; ++axis) {
     set_blocks(axis, gather);
     Extent extents;
-    for (int i = 0; i < 3; ++i) extents[i] = ceil_divide<int64_t>(axes[i].positions(), gather.block[i]);
+    for (int i = 0; i < 3; ++i) extents[i] = ceil_divide<int64_t>(walk.positions[i], gather.block[i]);
     for (const Extent& tile : tiles_of(gather, extents)) {
       // Where a sample is smaller than a tile, several share it.
       gather.samples = 1;
-      if (tile[0] >= axes[0].positions() && tile[1] >= axes[1].positions() && tile[2] >= axes[2].positions()) {
+      if (tile[0] >= walk.positions[0] && tile[1] >= walk.positions[1] && tile[2] >= walk.positions[2]) {
         gather.samples = static_cast<int>(std::clamp<int64_t>(gather.positions() / (tile[0] * tile[1] * tile[2]), 1,
                                                               std::max<int64_t>(problem.batch, 1)));
       }
       if (gather.samples * sample > kGatherLimit) continue;
       for (const bool spread : {false, true}) {
-        if (spread && gather.in_place) continue;
-        if (!set_tile(axes, walk, tile, spread, gather)) break;
+        if (spread && (gather.in_place || gather.copied)) continue;
+        if (!set_tile(walk, tile, spread, gather)) break;
+        if (gather.copied && !is_one_run(walk, gather)) continue;
         if (spread && gather.row_pitch == gather.used_pitch) continue;  // the same again
         gather.items = ceil_divide<int64_t>(problem.batch, gather.samples) * problem.groups * gather.phase_blocks *
                        gather.column_blocks * gather.tiles[0] * gather.tiles[1] * gather.tiles[2];
@@ -602,7 +650,7 @@ void try_tiles(const Problem& problem, Operator op, const Axes& axes, const Targ
           const double cost = estimate(problem, op, axes, target, walk, gather);
           if (cost >= least) continue;
           PipelinedGather candidate = gather;
-          if (!TableMaker(problem, op, axes, candidate).make()) continue;
+          if (!TableMaker(problem, op, axes, candidate).make() || (gather.copied && candidate.has_gaps)) continue;
           least = cost;
           best = candidate;
         }
@@ -612,7 +660,7 @@ void try_tiles(const Problem& problem, Operator op, const Axes& axes, const Targ
 }
 
 // What depends on neither tile nor channels. False where there are too many residues, of the destination or the source.
-bool set_strides(const Axes& axes, PipelinedGather& gather) {
+bool set_strides(const Problem& problem, Operator op, const Axes& axes, PipelinedGather& gather) {
   gather.phase_blocks = 1;
   for (int axis = 0; axis < 3; ++axis) {
     gather.source_stride[axis] = static_cast<int>(axes[axis].source_stride / gather.passes[axis]);
@@ -629,6 +677,10 @@ bool set_strides(const Axes& axes, PipelinedGather& gather) {
     }
     gather.phase_blocks *= blocks;
   }
+  // Rows of fewer bytes take longer by themselves than those between them take to be written twice.
+  constexpr int64_t kShortRow = 2048;
+  const int64_t row = destination_row(problem, op) * (problem.layout == Layout::ncdhw ? 1 : problem.out_channels);
+  gather.fills_planes = gather.bare_residues[1] != 0 && row * gather.element_bytes < kShortRow;
   const int passes = gather.passes[0] * gather.passes[1] * gather.passes[2];
   return gather.phase_blocks <= kMaximumPhases && gather.phase_blocks * passes <= kMaximumPasses;
 }
@@ -689,7 +741,7 @@ void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Tar
     if (split > 0 && axes[split - 1].source_stride == 1) continue;
     PipelinedGather gather = kernel;
     for (int axis = 0; axis < split; ++axis) gather.passes[axis] = static_cast<int>(axes[axis].source_stride);
-    if (!set_strides(axes, gather)) continue;
+    if (!set_strides(problem, op, axes, gather)) continue;
     const Walk walk(axes, gather);
     for (const int channel_groups : {1, 2, 4}) {
       if (channel_groups > 1 && sources <= channel_groups / 2 * group_channels) continue;
@@ -698,6 +750,7 @@ void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Tar
         continue;
       gather.channel_groups = channel_groups;
       gather.channel_blocks = static_cast<int>(ceil_divide<int64_t>(sources, channel_groups * group_channels));
+      if (gather.copied && !can_be_copied(problem, axes, walk, sources, gather)) continue;
       for (const int warpgroups : {1, 2}) {
         const int loading = loading_warpgroups(gather.configuration());
         // Registers are shared out for one block on a multiprocessor where more warpgroups load than multiply.
@@ -705,7 +758,9 @@ void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Tar
         gather.warpgroups = warpgroups;
         gather.loading = loading * warpgroups / 2;
         gather.spare_positions = problem.layout == Layout::ncdhw ? 1 : 0;
-        for (const Storing& storing : {Storing{0, false}, {1, false}, {2, false}, {1, true}, {2, true}}) {
+        for (const Storing& storing : {Storing{0, false}, {1, false}, {2, false}, {4, false}, {1, true}, {2, true}}) {
+          // Four where the source is copied in bulk, so that the others have little to do.
+          if (storing.warps > 2 && !(gather.copied && gather.loading == 2)) continue;
           gather.storing_warps = storing.warps;
           gather.stores_runs = storing.runs;
           if (gather.storing_warps > 0 && !can_hand_over(problem, op, gather)) continue;
@@ -734,6 +789,7 @@ void try_kernels(const Problem& problem, Operator op, const Target& target, Pipe
     gather.columns = configuration.columns;
     gather.row_blocks = configuration.row_blocks;
     gather.in_place = configuration.in_place;
+    gather.copied = configuration.copied;
     gather.column_blocks = static_cast<int>(ceil_divide<int64_t>(destinations, gather.columns));
     gather.unit_bytes = 32 * gather.columns * gather.band() * gather.parts();
     if (place_slots(residues, gather)) {
@@ -756,6 +812,7 @@ std::string PipelinedGather::name() const {
   return std::to_string(slots) + 'x' + std::to_string(columns) + 'x' + std::to_string(row_blocks) +
          (exact      ? " exact"
           : in_place ? " in place"
+          : copied   ? " copied"
                      : "");
 }
 

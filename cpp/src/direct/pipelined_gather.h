@@ -24,17 +24,45 @@ namespace convt3d::direct {
 // The kernels that there are: sums for `slots` residues by `columns` channels by 64 * row_blocks positions, in
 // slots * columns * row_blocks / 2 registers of a thread; the exact ones have twice as many. Those in place multiply
 // the source where it lies in shared memory, 64 positions in eights of neighbours along the width that are equally far
-// apart; the others have loaded it from there to registers, any positions once for all slots.
+// apart; the others have loaded it from there to registers, any positions once for all slots. Of the copied ones, in
+// NCDHW, all taps of a tile read the same positions, whose voxels are one run of each channel, which is copied in bulk.
 inline constexpr GatherConfiguration kPipelinedGathers[] = {
-    {1, 8, 2, false},        {1, 16, 2, false},        {1, 32, 2, false},       {1, 64, 2, false}, {1, 128, 2, false},
-    {2, 16, 2, false},       {2, 32, 2, false},        {2, 48, 2, false},       {2, 64, 2, false}, {4, 8, 2, false},
-    {4, 16, 2, false},       {4, 24, 2, false},        {4, 32, 2, false},       {4, 48, 1, false}, {8, 8, 2, false},
-    {8, 16, 2, false},       {8, 24, 1, false},        {8, 32, 1, false},
+    {1, 8, 2, false},
+    {1, 16, 2, false},
+    {1, 32, 2, false},
+    {1, 64, 2, false},
+    {1, 128, 2, false},
+    {2, 16, 2, false},
+    {2, 32, 2, false},
+    {2, 48, 2, false},
+    {2, 64, 2, false},
+    {4, 8, 2, false},
+    {4, 16, 2, false},
+    {4, 24, 2, false},
+    {4, 32, 2, false},
+    {4, 48, 1, false},
+    {8, 8, 2, false},
+    {8, 16, 2, false},
+    {8, 24, 1, false},
+    {8, 32, 1, false},
 
-    {1, 16, 2, true},        {1, 32, 2, true},         {1, 64, 2, true},        {2, 32, 2, true},  {4, 8, 2, true},
-    {4, 16, 2, true},        {4, 32, 1, true},         {8, 8, 2, true},         {8, 16, 1, true},
+    {1, 16, 2, true},
+    {1, 32, 2, true},
+    {1, 64, 2, true},
+    {2, 32, 2, true},
+    {4, 8, 2, true},
+    {4, 16, 2, true},
+    {4, 32, 1, true},
+    {8, 8, 2, true},
+    {8, 16, 1, true},
 
-    {1, 64, 2, false, true}, {1, 128, 2, false, true}, {2, 48, 2, false, true},
+    {1, 64, 2, false, true},
+    {1, 128, 2, false, true},
+    {2, 48, 2, false, true},
+
+    {4, 32, 2, false, false, true},
+    {8, 16, 2, false, false, true},
+    {8, 32, 1, false, false, true},
 };
 
 // Slots in a band. A product of 8 or 16 columns takes about as long as one of 32.
@@ -143,7 +171,7 @@ struct PipelinedGather {
   // Which kernel: an entry of kPipelinedGathers, with so many warpgroups that multiply.
   int slots = 1, columns = 8, row_blocks = 1;
   bool exact = false;
-  bool in_place = false;
+  bool in_place = false, copied = false;
   int warpgroups = 1;
   int loading = 1;        // warpgroups that load
   int element_bytes = 4;  // of the source
@@ -193,6 +221,8 @@ struct PipelinedGather {
   uint16_t unit_order[kMaximumTaps]{};
   static constexpr uint16_t kNoTap = 0xffff;
 
+  int copied_pitch = 0;  // from one channel to the next, in bytes, of a stage that is [channel][position]
+
   // What storing warps store in bulk: runs of voxels of a channel, as they lie in the destination. Behind the tables,
   // whose place in a kernel's arguments counts: kb68 in TF32 took 5 % longer with them 16 bytes further on.
   bool stores_runs = false;
@@ -200,10 +230,13 @@ struct PipelinedGather {
   int runs = 0, plane_runs = 0;  // in a tile, and in one of its planes
   int run_pitch = 0;             // from one run to the next in shared memory, in elements
 
+  bool fills_planes = false;  // rows without taps are filled together with those between them, which come after
+
+  bool is_bare(int axis, int64_t residue) const { return bare_residues[axis] >> residue & 1; }
   CONVT3D_HOST_DEVICE int parts() const {
     return exact ? 2 : 1;
   }  // of a float32: what tf32 holds, and what that leaves over
-  GatherConfiguration configuration() const { return {slots, columns, row_blocks, exact, in_place}; }
+  GatherConfiguration configuration() const { return {slots, columns, row_blocks, exact, in_place, copied}; }
   int step_units() const { return units_together(configuration()); }  // at most
   CONVT3D_HOST_DEVICE int64_t weight_bytes() const { return packed_bytes - (has_gaps ? 16 : 0); }
   CONVT3D_HOST_DEVICE int band() const { return band_slots(slots, columns); }
@@ -229,6 +262,7 @@ struct PipelinedGather {
   }
   // Of the tables where a cell's positions belong and where the cells of two passes come from, see SourceLoader.
   int64_t source_table_bytes(SourceLoads loads) const {
+    if (copied) return 0;
     return int64_t{4} * (cell_positions(loads, element_bytes) * (cells(loads) + 1) + 2 * cells(loads));
   }
   int threads() const { return 128 * (warpgroups + loading); }

@@ -14,9 +14,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Rows of fewer bytes take longer by themselves than those between them take to be written twice.
-constexpr int64_t kShortRow = 2048;
-
 template <class T>
 struct BareRowsArguments {
   T* destination;
@@ -26,8 +23,8 @@ struct BareRowsArguments {
   int row;            // elements of a row
   int channels;       // in NCDHW of one volume after the other, in NDHWC of one element after the other
   bool channels_first;
-  bool by_rows;   // those without taps by themselves, where some have taps; else the gather writes these again
-  int stride[2];  // of the depth and the height
+  bool fills_planes;  // see PipelinedGather
+  int stride[2];      // of the depth and the height
   uint64_t residues[2];
 };
 
@@ -72,7 +69,7 @@ __global__ void __launch_bounds__(kThreads)
     };
     for (int depth = static_cast<int>(blockIdx.y); depth < arguments.depth; depth += static_cast<int>(gridDim.y)) {
       T* plane = arguments.destination + (volume * arguments.depth + depth) * arguments.height * arguments.row;
-      if (is_bare(0, depth) || (arguments.residues[1] != 0 && !arguments.by_rows)) {
+      if (is_bare(0, depth) || arguments.fills_planes) {
         fill_run(plane, arguments.height * arguments.row, thread, threads);
       } else if (arguments.residues[1] != 0) {
         for (int row = thread / 32; row < arguments.height; row += threads / 32) {
@@ -100,7 +97,7 @@ void fill_bare_rows(const Problem& problem, const PipelinedGather& gather, const
                                        static_cast<int>(row),
                                        static_cast<int>(problem.out_channels),
                                        channels_first,
-                                       row * static_cast<int64_t>(sizeof(T)) >= kShortRow,
+                                       gather.fills_planes,
                                        {gather.destination_stride[0], gather.destination_stride[1]},
                                        {gather.bare_residues[0], gather.bare_residues[1]}};
   constexpr int64_t kMostOfGrid = 65535, kEnoughBlocks = 4096, kElementsOfBlock = 4096;

@@ -140,10 +140,15 @@ __device__ __forceinline__ int unfold(const PipelinedGather& gather, int positio
   return member;
 }
 
-// Where a tile's sums belong.
-template <class T, int kColumns, bool kInPlace>
+// Where a tile's sums belong, of the kernel that kPipelinedGathers[kEntry] says.
+template <class T, size_t kEntry>
 class Destination {
  public:
+  static constexpr GatherConfiguration kConfiguration = kPipelinedGathers[kEntry];
+  static constexpr int kSlots = kConfiguration.slots, kColumns = kConfiguration.columns;
+  static constexpr int kRowBlocks = kConfiguration.row_blocks;
+  static constexpr bool kInPlace = kConfiguration.in_place;
+
   __device__ __forceinline__ explicit Destination(const PipelinedArguments<T>& arguments)
       : arguments_(arguments), gather_(arguments.gather) {}
 

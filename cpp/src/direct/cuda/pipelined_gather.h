@@ -12,7 +12,8 @@
 // so that a warp writes neighbours, in NDHWC in bulk, behind the products of the next tile. In NCDHW up to two of the
 // loading warps may store instead: sums are handed over to them, half types', or such as belong to rows that begin
 // anywhere, and leave behind the next products as well. Where a block's tiles all take the same weights, and its stages
-// hold these, they stay there.
+// hold these, they stay there. Where all taps of a tile read the same voxels, one run of each channel, as with kernel =
+// stride, these are copied in bulk instead, and lie as [channel][position]: fragments are transposed when loaded.
 //
 // Traffic: the source once for every block of columns and residues, with its halo; the weights once for every tile, or
 // for every block of threads, from L2; the destination once. Floor: 2 * taps * channels operations a destination at the
@@ -53,12 +54,13 @@ struct BandSets {
 };
 
 // A multiplying warpgroup.
-template <class T, int kSlots, int kColumns, int kRowBlocks, bool kExact, bool kInPlace>
-class Multiplier : Destination<T, kColumns, kInPlace> {
-  using Base = Destination<T, kColumns, kInPlace>;
+template <class T, size_t kEntry>
+class Multiplier : Destination<T, kEntry> {
+  using Base = Destination<T, kEntry>;
   using Base::arguments_, Base::gather_;
   using Base::beyond_vector, Base::destination_of, Base::destination_place, Base::is_inside, Base::residues_of,
       Base::row_offset;
+  using Base::kColumns, Base::kConfiguration, Base::kInPlace, Base::kRowBlocks, Base::kSlots;
 
  public:
   __device__ __forceinline__ Multiplier(const PipelinedArguments<T>& arguments, const PipelinedMemory& memory)
@@ -80,6 +82,8 @@ class Multiplier : Destination<T, kColumns, kInPlace> {
       const uint32_t row = ptx::shared_address(memory_.source) + 16 * place;
       if constexpr (kInPlace) {
         rows_[block] = ptx::or_of_warp(ptx::wgmma_columns(row, gather_.half_stride));  // so that it is known to be one
+      } else if constexpr (kCopied) {
+        rows_[block] = ptx::shared_address(memory_.source) + first_of_copied(block);
       } else {
         rows_[block] = row + lane_ / 16 * gather_.half_stride;
       }
@@ -139,15 +143,15 @@ class Multiplier : Destination<T, kColumns, kInPlace> {
   }
 
  private:
+  static constexpr bool kExact = kConfiguration.exact, kCopied = kConfiguration.copied;
   static constexpr int kParts = kExact ? 2 : 1;
   static constexpr int kBand = band_slots(kSlots, kColumns), kBands = kSlots / kBand;
   static constexpr int kProductColumns = kBand * kColumns;
-  static constexpr int kUnit = 2 * kProductColumns;  // 16-byte rows of a unit's part
-  static constexpr int kDepth = units_together({kSlots, kColumns, kRowBlocks, kExact, kInPlace});  // of a step, at most
+  static constexpr int kUnit = 2 * kProductColumns;              // 16-byte rows of a unit's part
+  static constexpr int kDepth = units_together(kConfiguration);  // of a step, at most
   static constexpr int kStaged = staged_columns(kColumns, kRowBlocks);
   static constexpr int kStagingFloats = staging_floats(kColumns, kRowBlocks);
   static constexpr int kPositions = 64 * kRowBlocks;
-  static constexpr GatherConfiguration kConfiguration{kSlots, kColumns, kRowBlocks, kExact, kInPlace};
   static constexpr int kHanded = handed_columns(kConfiguration, sizeof(T));
   using Staged = std::conditional_t<sizeof(T) == 2, T, float>;  // on the way out, in NCDHW
   using Sums = float[kRowBlocks][kSlots][kColumns / 2];
@@ -174,6 +178,24 @@ class Multiplier : Destination<T, kColumns, kInPlace> {
     }
   }
 
+  // Of a source as [channel][position], what this lane names of a block's first fragment: of half types a channel's row
+  // of eight positions, which are transposed on their way; of floats its first one.
+  __device__ __forceinline__ int first_of_copied(int block) const {
+    const int position = (warpgroup_ * kRowBlocks + block) * 64 + thread_ / 32 * 16;
+    return sizeof(T) == 2 ? (lane_ / 16 * 8 + lane_ % 8) * gather_.copied_pitch + 2 * (position + lane_ / 8 % 2 * 8)
+                          : lane_ % 4 * gather_.copied_pitch + 4 * (position + lane_ / 4);
+  }
+  __device__ __forceinline__ void load_copied(uint32_t (&fragment)[4], uint32_t first) const {
+    if constexpr (sizeof(T) == 2) {
+      ptx::load_matrices_transposed(fragment, first);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        fragment[i] = ptx::rounded_for_tf32(ptx::load_shared(first + i % 2 * 32 + i / 2 * gather_.half_stride));
+      }
+    }
+  }
+
   // A step's fragments; of one that has fewer, the last again.
   __device__ __forceinline__ void load(Fragments& fragments, const PipelinedStep& step, uint32_t source) const {
 #pragma unroll
@@ -184,7 +206,11 @@ class Multiplier : Destination<T, kColumns, kInPlace> {
 #pragma unroll
         for (int block = 0; block < kRowBlocks; ++block) {
           uint32_t (&fragment)[4] = fragments[k][0][block];
-          ptx::load_matrices(fragment, rows_[block] + (source + step.shift[k]));
+          if constexpr (kCopied) {
+            load_copied(fragment, rows_[block] + (source + step.shift[k]));
+          } else {
+            ptx::load_matrices(fragment, rows_[block] + (source + step.shift[k]));
+          }
           if constexpr (kExact) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -322,12 +348,15 @@ class Multiplier : Destination<T, kColumns, kInPlace> {
 #if CONVT3D_HAS_WGMMA
     const uint32_t base = ptx::wgmma_columns(weights, kProductColumns * 16);
     const PipelinedStep* steps = gather_.tables.steps + piece.first_step;
-    PipelinedStep next = *steps;
+    Fragments fragments;
+    load(fragments, *steps, source);
+    uint32_t code = steps->code, unit = base + steps->weights;  // a copy of the step would be loaded byte by byte
     for (int left = piece.steps; left > 0; --left) {
-      Fragments fragments;
-      load(fragments, next, source);
-      multiply<0>(fragments, next.code, base + next.weights, true);
-      next = *++steps;
+      multiply<0>(fragments, code, unit, true);
+      ++steps;
+      load(fragments, *steps, source);
+      code = steps->code;
+      unit = base + steps->weights;
       if (left == piece.steps) {
         ptx::wait_for_products<1>();
         free_stages();
@@ -830,14 +859,11 @@ class Multiplier : Destination<T, kColumns, kInPlace> {
   float totals_[kExact ? kRowBlocks : 1][kExact ? kSlots : 1][kExact ? kColumns / 2 : 1];
 };
 
-// Warpgroups that load for two that multiply.
-template <int kSlots, int kColumns, int kRowBlocks, bool kExact, bool kInPlace>
-constexpr int kLoadingWarpgroups = loading_warpgroups({kSlots, kColumns, kRowBlocks, kExact, kInPlace});
-
-template <class T, int kSlots, int kColumns, int kRowBlocks, bool kExact, bool kInPlace>
-__global__ void __launch_bounds__(128 * (2 + kLoadingWarpgroups<kSlots, kColumns, kRowBlocks, kExact, kInPlace>), 1)
+template <class T, size_t kEntry>
+__global__ void __launch_bounds__(128 * (2 + loading_warpgroups(kPipelinedGathers[kEntry])), 1)
     gather_pipelined_kernel(const __grid_constant__ PipelinedArguments<T> arguments) {
 #if CONVT3D_HAS_WGMMA
+  constexpr GatherConfiguration kConfiguration = kPipelinedGathers[kEntry];
   extern __shared__ __align__(128) unsigned char shared[];
   const PipelinedGather& gather = arguments.gather;
   const PipelinedMemory memory(shared, gather);
@@ -845,7 +871,7 @@ __global__ void __launch_bounds__(128 * (2 + kLoadingWarpgroups<kSlots, kColumns
   const int source_threads = gather.source_threads();
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < gather.source_stages; ++stage) {
-      ptx::make_barrier(memory.source_full(stage), source_threads);
+      ptx::make_barrier(memory.source_full(stage), kConfiguration.copied ? 1 : source_threads);
       ptx::make_barrier(memory.source_free(stage), multiplying);
     }
     for (int stage = 0; stage < gather.weight_stages; ++stage) {
@@ -859,39 +885,41 @@ __global__ void __launch_bounds__(128 * (2 + kLoadingWarpgroups<kSlots, kColumns
     ptx::fence_shared_for_wgmma();
   }
   __syncthreads();
-  constexpr int kLoading = kLoadingWarpgroups<kSlots, kColumns, kRowBlocks, kExact, kInPlace>;
+  constexpr int kLoading = loading_warpgroups(kConfiguration);
   if (thread < 0) {
     ptx::claim_registers<multiplying_registers(kLoading)>();
-    Multiplier<T, kSlots, kColumns, kRowBlocks, kExact, kInPlace>(arguments, memory).run();
+    Multiplier<T, kEntry>(arguments, memory).run();
   } else {
     ptx::give_up_registers<loading_registers(kLoading)>();
     if (thread < source_threads) {
-      constexpr bool kRounds = sizeof(T) == 4 && !kExact, kWatches = watches_source(kSlots, kColumns);
-      SourceLoader<T, kRounds, kWatches, (kColumns < 128 || kInPlace)>(arguments, memory, thread, source_threads).run();
+      if constexpr (kConfiguration.copied) {
+        copy_source(arguments, memory, thread, source_threads);
+      } else {
+        constexpr bool kRounds = sizeof(T) == 4 && !kConfiguration.exact;
+        constexpr bool kWatches = watches_source(kConfiguration.slots, kConfiguration.columns);
+        constexpr bool kHurries = kConfiguration.columns < 128 || kConfiguration.in_place;
+        SourceLoader<T, kRounds, kWatches, kHurries>(arguments, memory, thread, source_threads).run();
+      }
     } else if (thread == source_threads) {
       load_weights(arguments, memory);
     } else if (thread >= source_threads + 32) {
-      if constexpr (hands_over_runs({kSlots, kColumns, kRowBlocks, kExact, kInPlace})) {
-        Storer<T, kSlots, kColumns, kRowBlocks>(arguments, memory, thread - source_threads - 32).run();
+      if constexpr (hands_over_runs(kConfiguration)) {
+        Storer<T, kEntry>(arguments, memory, thread - source_threads - 32).run();
       }
     }
   }
 #endif
 }
 
-// Launches the kernel of kPipelinedGathers[Entry], if that is the one that the arguments ask for.
-template <size_t Entry, class T>
+// Launches the kernel of kPipelinedGathers[kEntry], if that is the one that the arguments ask for.
+template <size_t kEntry, class T>
 bool launch_pipelined_entry(const PipelinedArguments<T>& arguments, cudaStream_t stream) {
-  constexpr GatherConfiguration kEntry = kPipelinedGathers[Entry];
   const PipelinedGather& gather = arguments.gather;
-  if (gather.slots != kEntry.slots || gather.columns != kEntry.columns || gather.row_blocks != kEntry.row_blocks ||
-      gather.exact != kEntry.exact || gather.in_place != kEntry.in_place)
-    return false;
-  if constexpr (sizeof(T) == 2 && kEntry.exact) {
+  if (!(gather.configuration() == kPipelinedGathers[kEntry])) return false;
+  if constexpr (sizeof(T) == 2 && kPipelinedGathers[kEntry].exact) {
     return false;
   } else {
-    launch(Begins::early, "launching gather_pipelined",
-           gather_pipelined_kernel<T, kEntry.slots, kEntry.columns, kEntry.row_blocks, kEntry.exact, kEntry.in_place>,
+    launch(Begins::early, "launching gather_pipelined", gather_pipelined_kernel<T, kEntry>,
            dim3(static_cast<unsigned>(gather.blocks)), gather.threads(), static_cast<size_t>(gather.shared_bytes),
            stream, arguments);
     return true;

@@ -406,4 +406,49 @@ class SourceLoader {
   int stored_ = 0;
 };
 
+// The warps that have a stage's source copied, where its voxels are one run of each channel, or copy it themselves
+// where this does not begin with 16 bytes. A lane has a channel; a warp's copies begin one after the other, so that all
+// warps share them.
+template <class T>
+__device__ __forceinline__ void copy_source(const PipelinedArguments<T>& arguments, const PipelinedMemory& memory,
+                                            int thread, int threads) {
+  const PipelinedGather& gather = arguments.gather;
+  const GatherVolume& from = arguments.from;
+  const int channels = 2 * gather.channel_groups * (16 / static_cast<int>(sizeof(T)));
+  const bool is_aligned = reinterpret_cast<uintptr_t>(arguments.source) % 16 == 0;
+  const int warps = threads / 32, first_channel = thread % 32 * warps + thread / 32;
+  Ring ring;
+  for (int64_t index = blockIdx.x; index < gather.items; index += gridDim.x) {
+    const PipelinedItem item(gather, static_cast<int>(index));
+    if (gather.tables.phases[item.phase_block].passes == 0) continue;
+    const int planes = min(gather.tile[0], from.size[0] - item.first[0]);
+    const int rows = min(gather.tile[1], from.size[1] - item.first[1]);
+    const int voxels = ((planes - 1) * from.size[1] + rows) * from.size[2];
+    const T* source = arguments.source + item.sample * from.sample_stride +
+                      static_cast<int64_t>(item.group) * from.group_channels * from.channel_stride +
+                      (item.first[0] * from.size[1] + item.first[1]) * from.size[2];
+    for (int block = 0; block < gather.channel_blocks; ++block) {
+      ptx::wait(memory.source_free(ring.stage), ring.parity ^ 1);
+      const uint32_t full = memory.source_full(ring.stage), bytes = voxels * sizeof(T);
+      unsigned char* stage = memory.source + ring.stage * gather.source_stage_bytes;
+      if (is_aligned && thread == 0) ptx::arrive_announcing(full, bytes * channels);
+      for (int channel = first_channel; channel < channels; channel += threads) {
+        const T* run = source + channel * from.channel_stride;
+        T* place = reinterpret_cast<T*>(stage + channel * gather.copied_pitch);
+        if (is_aligned) {
+          ptx::copy_bulk(ptx::shared_address(place), run, bytes, full);
+        } else {
+          for (int i = 0; i < voxels; ++i) place[i] = run[i];
+        }
+      }
+      source += channels * from.channel_stride;
+      if (!is_aligned) {
+        ptx::barrier_sync(kSourceBarrier, threads);
+        if (thread == 0) ptx::arrive(full);
+      }
+      ring.advance(gather.source_stages);
+    }
+  }
+}
+
 }  // namespace convt3d::direct

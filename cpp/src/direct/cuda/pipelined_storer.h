@@ -12,12 +12,13 @@ namespace convt3d::direct {
 // The warps that store what multiplying ones have handed over, in NCDHW; `thread` of theirs. Runs, as they lie in the
 // destination, some channels at a time, are stored in bulk, and by lanes what they have of the sectors at their ends;
 // else half types, all of a tile's, leave a word of each lane at a time.
-template <class T, int kSlots, int kColumns, int kRowBlocks>
-class Storer : Destination<T, kColumns, false> {
-  using Base = Destination<T, kColumns, false>;
+template <class T, size_t kEntry>
+class Storer : Destination<T, kEntry> {
+  using Base = Destination<T, kEntry>;
   using Base::arguments_, Base::gather_;
   using Base::destination_of, Base::destination_place, Base::is_inside, Base::place_of_run, Base::residues_of,
       Base::row_offset;
+  using Base::kColumns, Base::kConfiguration, Base::kSlots;
 
  public:
   __device__ __forceinline__ Storer(const PipelinedArguments<T>& arguments, const PipelinedMemory& memory, int thread)
@@ -38,7 +39,6 @@ class Storer : Destination<T, kColumns, false> {
   }
 
  private:
-  static constexpr GatherConfiguration kConfiguration{kSlots, kColumns, kRowBlocks, false};
   static constexpr int kHanded = handed_columns(kConfiguration, sizeof(T));
   using Element = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
 
