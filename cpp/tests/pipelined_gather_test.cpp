@@ -189,6 +189,7 @@ class TableChecker {
       const int32_t* origin = gather_.tables.passes[i].origin;
       CHECK(origin[0] == 0 && origin[1] == 0 && origin[2] == 0) << named_ << i;
     }
+    CHECK(gather_.tile_positions() % 16 == 0) << named_ << gather_.tile_positions();
     CHECK(gather_.copied_pitch >= gather_.tile_positions() * bytes) << named_ << gather_.copied_pitch;
     CHECK(gather_.copied_pitch % (bytes == 2 ? 32 : 64) == (bytes == 2 ? 16 : 32)) << named_ << gather_.copied_pitch;
     CHECK(gather_.half_stride * bytes == 16 * gather_.copied_pitch) << named_ << gather_.half_stride;

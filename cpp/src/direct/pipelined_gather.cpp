@@ -591,9 +591,9 @@ bool can_be_copied(const Problem& problem, const Axes& axes, const Walk& walk, i
          sources % (gather.channel_groups * 32 / gather.element_bytes) == 0;
 }
 
-// Whether a tile's voxels follow each other in the source.
+// Whether a tile's voxels follow each other in the source, and are whole fragments.
 bool is_one_run(const Walk& walk, const PipelinedGather& gather) {
-  return gather.samples == 1 && gather.tile[2] == walk.positions[2] &&
+  return gather.samples == 1 && gather.tile_positions() % 16 == 0 && gather.tile[2] == walk.positions[2] &&
          (gather.tile[0] == 1 || gather.tile[1] == walk.positions[1]);
 }
 

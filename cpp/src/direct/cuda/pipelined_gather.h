@@ -181,7 +181,8 @@ class Multiplier : Destination<T, kEntry> {
   // Of a source as [channel][position], what this lane names of a block's first fragment: of half types a channel's row
   // of eight positions, which are transposed on their way; of floats its first one.
   __device__ __forceinline__ int first_of_copied(int block) const {
-    const int position = (warpgroup_ * kRowBlocks + block) * 64 + thread_ / 32 * 16;
+    int position = (warpgroup_ * kRowBlocks + block) * 64 + thread_ / 32 * 16;
+    if (position >= gather_.tile_positions()) position = 0;  // sixteen are the tile's, or none of them
     return sizeof(T) == 2 ? (lane_ / 16 * 8 + lane_ % 8) * gather_.copied_pitch + 2 * (position + lane_ / 8 % 2 * 8)
                           : lane_ % 4 * gather_.copied_pitch + 4 * (position + lane_ / 4);
   }
@@ -871,7 +872,7 @@ __global__ void __launch_bounds__(128 * (2 + loading_warpgroups(kPipelinedGather
   const int source_threads = gather.source_threads();
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < gather.source_stages; ++stage) {
-      ptx::make_barrier(memory.source_full(stage), kConfiguration.copied ? 1 : source_threads);
+      ptx::make_barrier(memory.source_full(stage), source_threads);
       ptx::make_barrier(memory.source_free(stage), multiplying);
     }
     for (int stage = 0; stage < gather.weight_stages; ++stage) {

@@ -415,8 +415,9 @@ __device__ __forceinline__ void copy_source(const PipelinedArguments<T>& argumen
   const PipelinedGather& gather = arguments.gather;
   const GatherVolume& from = arguments.from;
   const int channels = 2 * gather.channel_groups * (16 / static_cast<int>(sizeof(T)));
-  const bool is_aligned = reinterpret_cast<uintptr_t>(arguments.source) % 16 == 0;
   const int warps = threads / 32, first_channel = thread % 32 * warps + thread / 32;
+  const int own_channels = (channels - first_channel + threads - 1) / threads;
+  const bool is_aligned = reinterpret_cast<uintptr_t>(arguments.source) % 16 == 0;
   Ring ring;
   for (int64_t index = blockIdx.x; index < gather.items; index += gridDim.x) {
     const PipelinedItem item(gather, static_cast<int>(index));
@@ -427,11 +428,11 @@ __device__ __forceinline__ void copy_source(const PipelinedArguments<T>& argumen
     const T* source = arguments.source + item.sample * from.sample_stride +
                       static_cast<int64_t>(item.group) * from.group_channels * from.channel_stride +
                       (item.first[0] * from.size[1] + item.first[1]) * from.size[2];
-    for (int block = 0; block < gather.channel_blocks; ++block) {
+    for (int block = 0; block < gather.channel_blocks; ++block, source += channels * from.channel_stride) {
       ptx::wait(memory.source_free(ring.stage), ring.parity ^ 1);
       const uint32_t full = memory.source_full(ring.stage), bytes = voxels * sizeof(T);
       unsigned char* stage = memory.source + ring.stage * gather.source_stage_bytes;
-      if (is_aligned && thread == 0) ptx::arrive_announcing(full, bytes * channels);
+      if (is_aligned) ptx::arrive_announcing(full, bytes * own_channels);
       for (int channel = first_channel; channel < channels; channel += threads) {
         const T* run = source + channel * from.channel_stride;
         T* place = reinterpret_cast<T*>(stage + channel * gather.copied_pitch);
@@ -441,11 +442,7 @@ __device__ __forceinline__ void copy_source(const PipelinedArguments<T>& argumen
           for (int i = 0; i < voxels; ++i) place[i] = run[i];
         }
       }
-      source += channels * from.channel_stride;
-      if (!is_aligned) {
-        ptx::barrier_sync(kSourceBarrier, threads);
-        if (thread == 0) ptx::arrive(full);
-      }
+      if (!is_aligned) ptx::arrive(full);
       ring.advance(gather.source_stages);
     }
   }
