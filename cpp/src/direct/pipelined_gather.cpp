@@ -536,10 +536,11 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
     const double terms[] = {resident * multiply,     resident * shared, resident * memory, chain, loading,
                             chain + 0.37 * multiply, out.storing};
     double cycles = 0;
-    for (const double term : terms) cycles += std::pow(term, 2.5);
+    for (const double term : terms) cycles += term * term * std::sqrt(term);  // to the power of 2.5
     return std::pow(cycles, 1 / 2.5);
   };
-  const double cycles = walk.busy * tile_cycles(1 / walk.busy) + (1 - walk.busy) * tile_cycles(0);
+  const double bare = walk.busy < 1 ? (1 - walk.busy) * tile_cycles(0) : 0;  // tiles of phases without taps
+  const double cycles = walk.busy * tile_cycles(1 / walk.busy) + bare;
   // Fitted to 455 measured choices: in NDHWC few channels of a voxel at a time, and few stages, cost a little more.
   // What is in place or stored by other warps, here and above, to 790 measured choices.
   const double slower = (by_channels ? 0 : 0.15 / gather.channel_groups + (gather.source_stages == 2 ? 0.04 : 0)) +
