@@ -12,7 +12,7 @@
 namespace convt3d::direct {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 256;
 
 template <class T>
 struct BareRowsArguments {
@@ -46,19 +46,17 @@ __device__ __forceinline__ void fill(T* begin, int count, int thread, int thread
   if (thread < count - tail) begin[tail + thread] = value_at(tail + thread);
 }
 
-// Blocks of threads share a plane by x, and take planes by y and volumes by z: as one run of elements, or a warp takes
-// a row at a time. Those that run at the same time so have neighbouring planes, which memory takes at 4.3 TB/s where it
-// takes those of a thousand volumes at 3.7. Traffic: each bare row once, and short rows beside them. Bound by these
-// writes.
+// Blocks of threads take a volume by x and a plane by y, and share it by z: as one run of elements, or a warp takes a
+// row at a time. Traffic: each bare row once, and short rows beside them. Bound by these writes.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     fill_bare_rows_kernel(const __grid_constant__ BareRowsArguments<T> arguments) {
   const auto is_bare = [&arguments](int axis, int position) {
     return (arguments.residues[axis] >> position % arguments.stride[axis] & 1) != 0;
   };
-  const int thread = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
-  const int threads = static_cast<int>(gridDim.x) * kThreads;
-  for (int64_t volume = blockIdx.z; volume < arguments.volumes; volume += gridDim.z) {
+  const int thread = static_cast<int>(blockIdx.z * kThreads + threadIdx.x);
+  const int threads = static_cast<int>(gridDim.z) * kThreads;
+  for (int64_t volume = blockIdx.x; volume < arguments.volumes; volume += gridDim.x) {
     T constant(0.0f);
     if (arguments.bias != nullptr && arguments.channels_first) constant = arguments.bias[volume % arguments.channels];
     const auto fill_run = [&](T* run, int count, int first, int step) {
@@ -107,7 +105,7 @@ void fill_bare_rows(const Problem& problem, const PipelinedGather& gather, const
   const int64_t shares =
       std::clamp<int64_t>(extent[1] * row / kElementsOfBlock, 1, ceil_divide<int64_t>(kEnoughBlocks, volumes * planes));
   launch("launching fill_bare_rows", fill_bare_rows_kernel<T>,
-         dim3(static_cast<unsigned>(shares), static_cast<unsigned>(planes), static_cast<unsigned>(volumes)), kThreads,
+         dim3(static_cast<unsigned>(volumes), static_cast<unsigned>(planes), static_cast<unsigned>(shares)), kThreads,
          0, stream, arguments);
 }
 
