@@ -80,7 +80,7 @@ def test_sources_are_copied_where_all_taps_read_the_same_voxels(name: str, preci
     for other in (
         dataclasses.replace(case, padding=(0, 0, 1)),
         dataclasses.replace(case, size=(depth, height, width + 1)),
-        dataclasses.replace(case, kernel=tuple(taps + 1 for taps in case.kernel)),
+        dataclasses.replace(case, kernel=(case.kernel[0] + 1, case.kernel[1] + 1, case.kernel[2] + 1)),
     ):
         assert " copied" not in planned("forward", layer_of(other), precision).configuration
     assert " copied" not in planned("grad_input", layer_of(case), precision).configuration
