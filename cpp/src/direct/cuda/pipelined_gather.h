@@ -9,7 +9,7 @@
 // Of the loading warps one has the weights copied in bulk, in pieces; through the others' registers the source passes.
 // Both fill rings of stages; a barrier for each stage says that it is full, another that it is free again. A block goes
 // from tile to tile, so that the next one is loaded while the sums of the last leave: in NCDHW through shared memory,
-// so that a warp writes neighbours, in NDHWC in bulk, behind the products of the next tile. In NCDHW up to two of the
+// so that a warp writes neighbours, in NDHWC in bulk, behind the products of the next tile. In NCDHW up to four of the
 // loading warps may store instead: sums are handed over to them, half types', or such as belong to rows that begin
 // anywhere, and leave behind the next products as well. Where a block's tiles all take the same weights, and its stages
 // hold these, they stay there. Where all taps of a tile read the same voxels, one run of each channel, as with kernel =
