@@ -171,7 +171,8 @@ MANY_RUNS = {
     "parts of rows": ("grad_input", Case(8, 8, 24, 1, (16, 32, 31), (3, 3, 3), (2, 2, 2), (1, 1, 1)), ("tf32",)),
 }
 
-#: Forward where an H200 has the source copied in bulk: all taps of a tile read the same voxels, a run of each channel.
+#: Forward where an H200 has the source copied in bulk: all taps of a tile read the same voxels, of half types a run of
+#: each channel, in TF32 a box.
 COPIED = {
     "parts of planes": Case(4, 64, 16, 1, (16, 13, 32), (2, 2, 2), (2, 2, 2), (0, 0, 0)),
     "parts of planes, handed over": Case(4, 128, 64, 1, (16, 13, 32), (2, 2, 2), (2, 2, 2), (0, 0, 0)),
@@ -180,6 +181,23 @@ COPIED = {
     "groups": Case(4, 128, 64, 2, (16, 14, 32), (2, 2, 2), (2, 2, 2), (0, 0, 0)),
     "rows without taps": Case(8, 64, 32, 1, (8, 12, 32), (1, 2, 2), (2, 2, 2), (0, 0, 0)),
     "three stages": Case(4, 48, 48, 1, (16, 15, 48), (2, 2, 2), (2, 2, 2), (0, 0, 0)),
+}
+
+#: Forward where an H200 has boxes of the source copied in TF32: taps that read different voxels.
+BOXED = {
+    "odd rows": Case(4, 32, 32, 1, (10, 12, 64), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    "handed over": Case(4, 32, 32, 1, (32, 32, 64), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    "gaps": Case(4, 32, 32, 4, (12, 24, 48), (3, 5, 7), (2, 2, 2), (1, 2, 3), (1, 1, 1)),
+    "gaps, handed over": Case(4, 16, 16, 2, (32, 32, 64), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    "one residue": Case(16, 128, 128, 1, (16, 16, 16), (4, 4, 4), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    "samples": Case(64, 128, 128, 1, (4, 4, 4), (4, 4, 4), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    "two residues": Case(2, 64, 64, 1, (16, 16, 32), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+    "channels left over": Case(4, 44, 64, 1, (12, 14, 32), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+    "few channels left over": Case(4, 20, 32, 1, (12, 14, 32), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+    "dilation": Case(8, 32, 32, 1, (16, 16, 20), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0), (3, 3, 3)),
+    "bare rows": Case(8, 64, 32, 1, (16, 16, 20), (2, 2, 2), (3, 3, 2), (0, 0, 0), (0, 0, 0)),
+    "rows cut": Case(4, 64, 32, 1, (16, 13, 32), (2, 2, 2), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    "parts of rows": Case(1, 32, 32, 1, (8, 8, 264), (3, 3, 3), (2, 2, 2), (0, 0, 1), (0, 0, 0)),
 }
 
 

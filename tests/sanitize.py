@@ -18,6 +18,7 @@ import torch
 from cases import (
     ALGORITHMS,
     BOUNDS,
+    BOXED,
     COPIED,
     LAYOUTS,
     MANY_RUNS,
@@ -77,6 +78,7 @@ def calls(device: torch.device, algorithms: list[str]) -> list[Callable[[], None
     handed_over = [(operator, case, "float16") for operator, case in MANY_TILES.values()]
     handed_over += [(operator, case, precisions[0]) for operator, case, precisions in MANY_RUNS.values()]
     copied = [("forward", case, precision) for case in COPIED.values() for precision in ("float16", "tf32")]
+    copied += [("forward", case, "tf32") for case in BOXED.values()]
     special = [
         functools.partial(
             compute, device, "direct", case, operator, torch.contiguous_format, dtype_of(precision), True, 1 << 30

@@ -17,6 +17,7 @@ from torch import Tensor
 from cases import (
     ALGORITHMS,
     BOUNDS,
+    BOXED,
     COPIED,
     LAYOUTS,
     MANY_RUNS,
@@ -156,7 +157,34 @@ def test_direct_with_many_runs(name: str, precision: str) -> None:
 @pytest.mark.parametrize("name", COPIED)
 def test_direct_with_a_copied_source(name: str, precision: str, elements: int) -> None:
     """In bulk, or element by element where it begins between vectors; with NaN on both sides."""
-    case = COPIED[name]
+    check_copied_source(COPIED[name], precision, elements)
+
+
+@pytest.mark.parametrize("elements", [0, 1])
+@pytest.mark.parametrize("name", BOXED)
+def test_direct_with_boxes_of_the_source(name: str, elements: int) -> None:
+    """The same where taps read different voxels."""
+    check_copied_source(BOXED[name], "tf32", elements)
+
+
+@pytest.mark.parametrize("elements", [0, 1])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_direct_with_boxes_and_gaps_of_what_is_not_finite(value: float, elements: int) -> None:
+    """What has no tap there stays finite, though its weights are zeros."""
+    case = BOXED["gaps"]
+    tensors = case.tensors(CUDA, torch.float32, torch.contiguous_format, seed=1)
+    tensors.input[1, 9, 5, 7, 11] = value
+    tensors = dataclasses.replace(tensors, input=_shifted(tensors.input, 16 + elements))
+    with tf32(True):
+        (result,) = ours(case, tensors, "forward", "direct")
+    (expected,) = native(case, tensors, "forward", torch.float64)
+    assert torch.equal(result.isfinite(), expected.isfinite())
+    assert 0 < (~expected.isfinite()).sum() < 1000
+    finite = [result.where(result.isfinite(), 0)], [expected.where(expected.isfinite(), 0)]
+    assert relative_error(*finite) <= bound_of("tf32")
+
+
+def check_copied_source(case: Case, precision: str, elements: int) -> None:
     tensors = case.tensors(CUDA, dtype_of(precision), torch.contiguous_format, seed=1)
     tensors = dataclasses.replace(tensors, input=_shifted(tensors.input, 16 + elements))
     poison(CUDA)

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from cases import COPIED, MANY_RUNS, MANY_TILES, TF32_TOO, Case
+from cases import BOXED, COPIED, HALF_TYPES, MANY_RUNS, MANY_TILES, TF32_TOO, Case
 from convt3d_gemm import _C, library
 from convt3d_gemm.costs import problem_of
 from convt3d_gemm.parameters import Triple
@@ -71,7 +71,17 @@ def test_runs_are_handed_over_where_they_begin_anywhere(name: str) -> None:
         assert configuration.endswith(" handing over runs") == (precision in precisions)
 
 
-@pytest.mark.parametrize("precision", TF32_TOO)
+@pytest.mark.parametrize("name", [*COPIED, *BOXED])
+def test_floats_are_copied_as_boxes(name: str) -> None:
+    case = {**COPIED, **BOXED}[name]
+    assert " boxed" in planned("forward", layer_of(case)).configuration
+    assert " boxed" not in planned("forward", layer_of(case), "float32").configuration
+    depth, height, width = case.size
+    other = dataclasses.replace(case, size=(depth, height, width + 1))
+    assert " boxed" not in planned("forward", layer_of(other)).configuration
+
+
+@pytest.mark.parametrize("precision", HALF_TYPES)
 @pytest.mark.parametrize("name", COPIED)
 def test_sources_are_copied_where_all_taps_read_the_same_voxels(name: str, precision: str) -> None:
     case = COPIED[name]

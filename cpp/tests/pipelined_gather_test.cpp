@@ -30,7 +30,8 @@ uint32_t bands_of(const PipelinedGather& gather, int set) {
 
 // An offset along each axis, from a step's shift.
 std::array<int64_t, 3> offset_of(const PipelinedGather& gather, const PipelinedPass& pass, int shift, int group) {
-  const int position = (shift - 2 * group * gather.half_stride) / 16;
+  const int position =
+      gather.boxed() ? (shift - 8 * group * gather.channel_pitch) / 4 : (shift - 2 * group * gather.half_stride) / 16;
   const int line = position / gather.row_pitch, column = position % gather.row_pitch;
   const int residue = column / gather.residue_pitch;
   const int along[3] = {line / gather.rows, line % gather.rows,
@@ -63,6 +64,7 @@ class TableChecker {
     check_source_tables();
     check_blocks();
     check_copied();
+    check_boxed();
     check_way_out();
     const int folded = gather_.fold[0] * gather_.fold[1] * gather_.fold[2];
     CHECK(units_ == gather_.units) << named_;
@@ -177,12 +179,12 @@ class TableChecker {
   // Where the source is copied, a tile's voxels are one run of each channel, of whole vectors, that all taps read; all
   // of a stage's channels are there, and lie so far apart that they have room and that four or eight meet in no bank.
   void check_copied() {
-    if (!gather_.copied) return;
+    if (!gather_.copied()) return;
     const Problem& problem = named_.problem;
     const Extent source = op_ == Operator::forward ? problem.input : problem.output();
     const int64_t channels = op_ == Operator::forward ? problem.group_in_channels() : problem.group_out_channels();
     const int bytes = gather_.element_bytes;
-    CHECK(problem.layout == Layout::ncdhw && gather_.samples == 1 && !gather_.has_gaps && !gather_.exact) << named_;
+    CHECK(problem.layout == Layout::ncdhw && gather_.samples == 1 && !gather_.has_gaps && bytes == 2) << named_;
     CHECK(gather_.tile[2] == source[2] && (gather_.tile[0] == 1 || gather_.tile[1] == source[1])) << named_;
     CHECK(source[2] * bytes % 16 == 0 && channels % (32 / bytes * gather_.channel_groups) == 0) << named_;
     for (int i = 0; gather_.tables.passes[i].pieces > 0; ++i) {
@@ -190,15 +192,37 @@ class TableChecker {
       CHECK(origin[0] == 0 && origin[1] == 0 && origin[2] == 0) << named_ << i;
     }
     CHECK(gather_.tile_positions() % 16 == 0) << named_ << gather_.tile_positions();
-    CHECK(gather_.copied_pitch >= gather_.tile_positions() * bytes) << named_ << gather_.copied_pitch;
-    CHECK(gather_.copied_pitch % (bytes == 2 ? 32 : 64) == (bytes == 2 ? 16 : 32)) << named_ << gather_.copied_pitch;
-    CHECK(gather_.half_stride * bytes == 16 * gather_.copied_pitch) << named_ << gather_.half_stride;
+    CHECK(gather_.channel_pitch >= gather_.tile_positions() * bytes) << named_ << gather_.channel_pitch;
+    CHECK(gather_.channel_pitch % 32 == 16) << named_ << gather_.channel_pitch;
+    CHECK(gather_.half_stride * bytes == 16 * gather_.channel_pitch) << named_ << gather_.half_stride;
+  }
+
+  // Where boxes of the source are copied, their rows are whole vectors, wherever the first begins, of a tensor whose
+  // rows are that, too; no group's last stage has another one's channels.
+  void check_boxed() {
+    if (!gather_.boxed()) return;
+    const Problem problem = with_merged_groups(named_.problem, gather_.merged_groups);
+    const Extent source = op_ == Operator::forward ? problem.input : problem.output();
+    const int64_t channels = op_ == Operator::forward ? problem.group_in_channels() : problem.group_out_channels();
+    CHECK(problem.layout == Layout::ncdhw && gather_.element_bytes == 4 && !gather_.exact) << named_;
+    CHECK(source[2] % 4 == 0 && (problem.groups == 1 || channels % gather_.stage_channels() == 0)) << named_;
+    CHECK(gather_.source_stride[2] == 1) << named_;
+    for (const int step : gather_.source_step) CHECK(step == 1) << named_;
+    CHECK(gather_.row_pitch % 4 == 0 && gather_.row_pitch >= gather_.width + 3) << named_ << gather_.row_pitch;
+    CHECK(gather_.channel_pitch == 4 * gather_.planes * gather_.rows * gather_.row_pitch) << named_;
+    for (const int extent : {gather_.row_pitch, gather_.rows, gather_.planes, gather_.samples}) {
+      CHECK(extent <= 256) << named_ << extent;
+    }
+    CHECK(gather_.half_stride == (gather_.channel_step == 2 ? 1 : 4) * gather_.channel_pitch) << named_;
+    CHECK(gather_.box_bytes() == gather_.samples * gather_.stage_channels() * gather_.channel_pitch) << named_;
+    CHECK(gather_.source_stage_bytes % 128 == 0 && gather_.source_stage_bytes >= gather_.box_bytes()) << named_;
+    CHECK(gather_.source_threads() >= (gather_.has_gaps ? 64 : 32)) << named_ << gather_.source_threads();
   }
 
   // In place the tile is made of blocks of eight eights, which lie equally far apart in the source, too.
   void check_blocks() {
     const int* step = gather_.eight_step;
-    if (!gather_.in_place) {
+    if (!gather_.in_place()) {
       CHECK(step[0] + step[1] + step[2] == 0) << named_;
       return;
     }
@@ -230,7 +254,7 @@ class TableChecker {
     } else if (gather_.stores_runs) {
       check_runs();
     } else if (gather_.storing_warps > 0) {
-      CHECK(channels_first && bytes == 2 && !gather_.exact && !gather_.in_place) << named_;
+      CHECK(channels_first && bytes == 2 && !gather_.exact && !gather_.in_place()) << named_;
       CHECK(gather_.staging_bytes >= bytes * gather_.slots * gather_.columns * gather_.positions()) << named_;
       CHECK(gather_.source_threads() >= 32 && gather_.items >= 4 * gather_.blocks) << named_;
     } else if (!channels_first || gather_.stores_from_registers) {
@@ -244,7 +268,7 @@ class TableChecker {
   void check_runs() {
     const int64_t bytes = gather_.element_bytes, vector = 16 / bytes;
     const int columns = handed_columns(gather_.configuration(), gather_.element_bytes);
-    CHECK(named_.problem.layout == Layout::ncdhw && !gather_.exact && !gather_.in_place) << named_;
+    CHECK(named_.problem.layout == Layout::ncdhw && !gather_.exact && !gather_.in_place()) << named_;
     CHECK(gather_.slot_extent[2] == gather_.destination_stride[2]) << named_;
     int64_t row = gather_.tile[2] * gather_.slot_extent[2];
     int64_t lines = 1;
@@ -320,7 +344,7 @@ int main() {
   check_columns();
   check_source_loads();
   int taken = 0, with_passes = 0, with_bare_rows = 0, with_kept_weights = 0, with_merged_groups = 0;
-  int in_bulk = 0, from_registers = 0, by_others = 0, by_runs = 0, in_place = 0, copied = 0;
+  int in_bulk = 0, from_registers = 0, by_others = 0, by_runs = 0, in_place = 0, copied = 0, boxed = 0;
   const auto cut_and_check = [&](const NamedProblem& named, Operator op) {
     PipelinedGather gather;
     if (!cut_pipelined_gather(named.problem, op, kTarget, gather)) return std::string();
@@ -332,8 +356,9 @@ int main() {
     from_registers += gather.stores_from_registers ? 1 : 0;
     by_others += gather.storing_warps > 0 && !gather.stores_runs ? 1 : 0;
     by_runs += gather.stores_runs ? 1 : 0;
-    in_place += gather.in_place ? 1 : 0;
-    copied += gather.copied ? 1 : 0;
+    in_place += gather.in_place() ? 1 : 0;
+    copied += gather.copied() ? 1 : 0;
+    boxed += gather.boxed() ? 1 : 0;
     with_bare_rows += gather.bare_residues[0] != 0 || gather.bare_residues[1] != 0 ? 1 : 0;
     TableChecker(named, op, gather).check();
     return gather.name();
@@ -362,7 +387,7 @@ int main() {
   const Extent none{0, 0, 0}, one{1, 1, 1};
   for (const Extent& kernel : {Extent{1, 2, 2}, Extent{2, 2, 2}}) {  // that equal their strides
     Problem apart = problem_of(2, 64, 64, 1, {32, 32, 32}, kernel, kernel, none, none, one);
-    for (const DataType dtype : {DataType::float32, DataType::bfloat16}) {
+    for (const DataType dtype : {DataType::float32, DataType::float16, DataType::bfloat16}) {
       for (const int64_t channels : {16, 32, 64}) {
         apart.dtype = dtype;
         apart.precision = Precision::tf32;
@@ -378,7 +403,8 @@ int main() {
   CHECK(with_merged_groups > 20) << with_merged_groups << " with merged groups";
   CHECK(in_bulk > 100 && from_registers > 100) << in_bulk << " leave in bulk, " << from_registers << " from registers";
   CHECK(by_others > 10 && by_runs > 10) << by_others << " leave by other warps, " << by_runs << " in runs";
-  CHECK(in_place > 100 && copied > 10) << in_place << " are in place, " << copied << " copied";
+  CHECK(in_place > 100 && copied > 10 && boxed > 50)
+      << in_place << " are in place, " << copied << " copied, " << boxed << " boxed";
   CHECK(reached.size() == std::size(kPipelinedGathers)) << reached.size() << " kernels reached";
 
   const auto is_taken = [&](const std::string& name, Problem problem, Operator op) {

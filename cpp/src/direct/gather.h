@@ -80,17 +80,22 @@ struct PhaseBlock {
   int32_t origin[2]{};  // the lowest offset along height and width
 };
 
+// How a kernel's source gets to shared memory, and to products from there: gathered by warps that load it, or
+// multiplied in place; of pipelined kernels alone copied in bulk, as runs of channels or as boxes of the volume, see
+// there.
+enum class SourceForm : uint8_t { gathered, in_place, copied, boxed };
+
 // The kernels that there are: sums for `slots` residues by `columns` channels by 16 * row_blocks positions, in
 // slots * columns * row_blocks / 2 registers of a thread. The exact ones, float32 as three products of TF32, which are
 // folded into sums of their own, have twice as many.
 struct GatherConfiguration {
   int slots, columns, row_blocks;
   bool exact;
-  bool in_place = false, copied = false;  // of pipelined kernels, see there
+  SourceForm form = SourceForm::gathered;
 
   constexpr bool operator==(const GatherConfiguration& other) const {
     return slots == other.slots && columns == other.columns && row_blocks == other.row_blocks && exact == other.exact &&
-           in_place == other.in_place && copied == other.copied;
+           form == other.form;
   }
 };
 inline constexpr GatherConfiguration kTensorGathers[] = {

@@ -171,6 +171,7 @@ struct Step {
   int32_t shift(const PipelinedGather& gather) const {
     const int64_t row = place[0] * gather.rows + place[1], stride = gather.source_stride[2];
     const int64_t position = row * gather.row_pitch + place[2] % stride * gather.residue_pitch + place[2] / stride;
+    if (gather.boxed()) return static_cast<int32_t>(int64_t{8} * group * gather.channel_pitch + 4 * position);
     return static_cast<int32_t>(2 * int64_t{group} * gather.half_stride + 16 * position);
   }
 };
@@ -314,6 +315,26 @@ bool is_spread(const PipelinedGather& gather) {
   return gather.tile[2] % 8 == 0 || gather.tile[2] % 8 == gather.row_pitch % 8 || gather.lines() == 1;
 }
 
+// Whether a boxed stage's channels are so far apart that what a warp loads of four of them, eight positions of each,
+// meets in no bank: of neighbouring channels, or of every other one.
+bool is_spread_box(const PipelinedGather& gather, int row_pitch) {
+  const int pitch = gather.planes * gather.rows * row_pitch;
+  return pitch % 16 == 8 || pitch % 8 == 4;
+}
+
+// Gives a box's rows whole vectors, wherever the first begins, and with `spread` one more row where that spreads it.
+// False where it does not, or where the box is larger than a tensor map may ask for.
+bool widen_box(bool spread, PipelinedGather& gather) {
+  constexpr int kMost = 256, kVector = 4;
+  gather.row_pitch = ceil_divide(gather.row_pitch + kVector - 1, kVector) * kVector;
+  if (spread) ++gather.rows;
+  if (std::max({gather.row_pitch + kVector, gather.rows, gather.planes, gather.samples}) > kMost) return false;
+  if (!is_spread_box(gather, gather.row_pitch) && is_spread_box(gather, gather.row_pitch + kVector)) {
+    gather.row_pitch += kVector;
+  }
+  return !spread || is_spread_box(gather, gather.row_pitch);
+}
+
 // With `spread`, rows are as far apart as that takes, where they are not anyway. False where a stage holds more than
 // any shared memory, as where taps are far apart.
 bool set_tile(const Walk& walk, const Extent& tile, bool spread, PipelinedGather& gather) {
@@ -327,7 +348,11 @@ bool set_tile(const Walk& walk, const Extent& tile, bool spread, PipelinedGather
   gather.residue_pitch = static_cast<int>(tile[2] + walk.reach[2] / stride);
   gather.row_pitch = static_cast<int>(gather.residue_pitch * std::min(stride, walk.reach[2] + 1));
   gather.used_pitch = gather.row_pitch;
-  if (spread && !is_spread(gather)) gather.row_pitch += static_cast<int>(((tile[2] - gather.row_pitch) % 8 + 8) % 8);
+  if (gather.boxed()) {
+    if (!widen_box(spread, gather)) return false;
+  } else if (spread && !is_spread(gather)) {
+    gather.row_pitch += static_cast<int>(((tile[2] - gather.row_pitch) % 8 + 8) % 8);
+  }
   gather.width = source_extent(gather, 2, walk.reach[2]);
   constexpr int64_t kMostPositions = 1 << 16;  // of 32 bytes and more
   if (int64_t{gather.planes} * gather.rows > kMostPositions ||
@@ -335,11 +360,14 @@ bool set_tile(const Walk& walk, const Extent& tile, bool spread, PipelinedGather
     return false;
   gather.source_positions = gather.lines() * gather.row_pitch + gather.spare_positions;
   gather.half_stride = 16 * gather.source_positions;
-  if (gather.copied) {
-    // Channels so far apart that what a warp loads of them, 16 bytes of eight or 32 of four, meets in no bank.
-    const int piece = gather.element_bytes == 2 ? 16 : 32;
-    gather.copied_pitch = (ceil_divide(gather.tile_positions() * gather.element_bytes, piece) | 1) * piece;
-    gather.half_stride = 16 / gather.element_bytes * gather.copied_pitch;
+  if (gather.copied()) {
+    // Channels so far apart that what a warp loads of them, 16 bytes of eight, meets in no bank.
+    gather.channel_pitch = (ceil_divide(gather.tile_positions() * gather.element_bytes, 16) | 1) * 16;
+    gather.half_stride = 16 / gather.element_bytes * gather.channel_pitch;
+  } else if (gather.boxed()) {
+    gather.channel_pitch = 4 * gather.planes * gather.rows * gather.row_pitch;
+    gather.channel_step = gather.channel_pitch % 32 == 16 ? 2 : 1;
+    gather.half_stride = gather.channel_step == 2 ? gather.channel_pitch : 4 * gather.channel_pitch;
   }
   gather.eight_stride = 0;
   for (int axis = 0; axis < 3; ++axis) {
@@ -347,6 +375,10 @@ bool set_tile(const Walk& walk, const Extent& tile, bool spread, PipelinedGather
     gather.eight_stride += gather.eight_step[axis] * pitch;
   }
   gather.source_stage_bytes = int64_t{2} * gather.channel_groups * gather.half_stride;
+  if (gather.boxed()) {
+    constexpr int64_t kLine = 128;  // where boxes may begin
+    gather.source_stage_bytes = ceil_divide<int64_t>(gather.box_bytes(), kLine) * kLine;
+  }
   return true;
 }
 
@@ -401,10 +433,10 @@ bool divide_memory(const Problem& problem, Operator op, const Target& target, co
 
 // Cycles of one product of 64 rows, in a stream of them: for what it reads from shared memory, and in all.
 double shared_cycles(const PipelinedGather& gather) {
-  return gather.columns * gather.band() / 4.0 + (gather.in_place ? 16 : 0);
+  return gather.columns * gather.band() / 4.0 + (gather.in_place() ? 16 : 0);
 }
 double product_cycles(const PipelinedGather& gather) {
-  return std::max(gather.in_place ? shared_cycles(gather) : 13.0, gather.columns * gather.band() / 2.0);
+  return std::max(gather.in_place() ? shared_cycles(gather) : 13.0, gather.columns * gather.band() / 2.0);
 }
 
 // Whether each row of the destination begins with a sector.
@@ -494,13 +526,15 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
   const double row_groups = gather.positions() / 64.0, warpgroups = gather.warpgroups, resident = 2 / warpgroups;
   const double destinations = destinations_of_tile(gather);
   const WayOut out = way_out_of(problem, op, axes, gather);
-  const double fragment = gather.in_place     ? 0
+  const double fragment = gather.in_place()                                            ? 0
+                          : gather.boxed() && !is_spread_box(gather, gather.row_pitch) ? 42
                           : is_spread(gather) ? 21
                                               : 21 + 16 * std::min(1.0, 7.0 / gather.tile[2]);  // cycles
+  const bool flows = flows_through_pieces(gather.configuration());
   const SourceLoads source = source_loads(problem, op, gather, 0);
   const double load = loading_cycles(gather, source);
   const auto place_rounds = static_cast<double>(ceil_divide<int64_t>(gather.cells(source), gather.source_threads()));
-  const int run = gather.copied ? gather.tile_positions() : gather.used_pitch;  // of the source
+  const int run = gather.copied() ? gather.tile_positions() : gather.used_pitch;  // of the source
   // A tile with so many times the taps of the average phase.
   const auto tile_cycles = [&](double share) {
     const double passes = share > 0 ? walk.passes : 0;
@@ -515,8 +549,8 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
     const double sector = by_channels ? 18.7 * 32.0 / bytes : 0;
     const double loads = (1 + sector / run) * source_bytes + weight_bytes;
     const double multiply =
-        (gather.in_place ? 0.67 : 0.85) * row_groups * chunks * units * parts * product_cycles(gather);
-    const double shared = (gather.in_place ? 0.68 : 0.86) *
+        (gather.in_place() ? 0.67 : 0.85) * row_groups * chunks * units * parts * product_cycles(gather);
+    const double shared = (gather.in_place() ? 0.68 : 0.86) *
                           (row_groups * chunks * parts * (steps * fragment + units * shared_cycles(gather)) +
                            (weight_bytes + (by_channels ? 17 * destinations : 0)) / 128);
     const double memory = loads / 178 + out.memory;
@@ -524,14 +558,18 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
     const double fragments = steps * chunks;
     const double dispatches = stages * std::max(sets, steps * gather.channel_groups / gather.step_units());
     const double folds = gather.exact ? 1.94 * fragments * gather.slots * gather.row_blocks * gather.columns : 0;
-    const double waits = gather.in_place ? 837 * pieces
-                                         : dispatches * (gather.bands() > 2 ? 210 : 91) +
-                                               fragments * gather.row_blocks * parts * 17 + folds +
-                                               (gather.keeps_weights ? 150 : 245) * pieces + 300;
-    const double chain = waits + out.multiplying;
-    const double loading = gather.copied ? stages * 600
-                                         : (gather.storing_warps > 0 ? 0.83 : 1) *
-                                               (stages * (load + 50) + passes * (place_rounds * 327 + 1486));
+    const double drain = flows ? 0 : gather.keeps_weights ? 150 : 245;
+    const double waits = gather.in_place() ? 837 * pieces
+                                           : dispatches * (gather.boxed()       ? 150
+                                                           : gather.bands() > 2 ? 210
+                                                                                : 91) +
+                                                 fragments * gather.row_blocks * parts * (gather.boxed() ? 40 : 17) +
+                                                 folds + drain * pieces + 300;
+    const double chain = waits + (gather.boxed() ? 1.15 : 1) * out.multiplying;
+    const double loading = gather.copied()  ? stages * 600
+                           : gather.boxed() ? stages * 400
+                                            : (gather.storing_warps > 0 ? 0.83 : 1) *
+                                                  (stages * (load + 50) + passes * (place_rounds * 327 + 1486));
     // Others do something else meanwhile: the parts overlap, but not wholly.
     const double terms[] = {resident * multiply,     resident * shared, resident * memory, chain, loading,
                             chain + 0.37 * multiply, out.storing};
@@ -542,11 +580,14 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
   const double bare = walk.busy < 1 ? (1 - walk.busy) * tile_cycles(0) : 0;  // tiles of phases without taps
   const double cycles = walk.busy * tile_cycles(1 / walk.busy) + bare;
   // Fitted to 455 measured choices: in NDHWC few channels of a voxel at a time, and few stages, cost a little more.
-  // What is in place or stored by other warps, here and above, to 790 measured choices.
+  // What is in place or stored by other warps, here and above, to 790 measured choices, what is boxed to 165.
+  const double box =
+      (gather.source_stages == 2 ? 0.04 : 0) + (flows ? 0.02 * (gather.channel_groups - 1) - 0.04 : -0.08);
   const double slower = (by_channels ? 0 : 0.15 / gather.channel_groups + (gather.source_stages == 2 ? 0.04 : 0)) +
-                        (gather.in_place ? 0.074 : 0) + out.slower +
+                        (gather.in_place() ? 0.074 : 0) + out.slower +
                         // Of a source that is copied, to 200 choices; two blocks take turns with the way out.
-                        (gather.copied ? (gather.warpgroups == 2 && gather.storing_warps == 0 ? 0.15 : 0.12) : 0);
+                        (gather.boxed() ? box : 0) +
+                        (gather.copied() ? (gather.warpgroups == 2 && gather.storing_warps == 0 ? 0.15 : 0.12) : 0);
   return std::ceil(static_cast<double>(gather.items) / static_cast<double>(most_blocks(problem, target, gather))) *
          cycles * (1 + slower);
 }
@@ -555,8 +596,8 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
 void set_blocks(int axis, PipelinedGather& gather) {
   const int eight[3] = {1, 1, 8};
   for (int i = 0; i < 3; ++i) {
-    gather.eight_step[i] = gather.in_place && i == axis ? eight[i] : 0;
-    gather.block[i] = gather.in_place ? (i == axis ? 8 : 1) * eight[i] : 1;
+    gather.eight_step[i] = gather.in_place() && i == axis ? eight[i] : 0;
+    gather.block[i] = gather.in_place() ? (i == axis ? 8 : 1) * eight[i] : 1;
   }
 }
 
@@ -578,7 +619,7 @@ std::vector<Extent> tiles_of(const PipelinedGather& gather, const Extent& extent
 // copied in bulk, and stages have no channels but the source's.
 bool can_be_copied(const Problem& problem, const Axes& axes, const Walk& walk, int64_t sources,
                    const PipelinedGather& gather) {
-  if (problem.layout != Layout::ncdhw || gather.has_gaps) return false;
+  if (problem.layout != Layout::ncdhw || gather.element_bytes != 2 || gather.has_gaps) return false;
   for (int axis = 0; axis < 3; ++axis) {
     for (const std::vector<Contact>& contacts : axes[axis].residues) {
       if (std::any_of(contacts.begin(), contacts.end(), [](const Contact& contact) { return contact.offset != 0; }))
@@ -590,6 +631,17 @@ bool can_be_copied(const Problem& problem, const Axes& axes, const Walk& walk, i
   }
   return axes[2].source * gather.element_bytes % 16 == 0 &&
          sources % (gather.channel_groups * 32 / gather.element_bytes) == 0;
+}
+
+// Whether stages may be boxes of the source, copied by a tensor map.
+bool can_be_boxed(const Problem& problem, Operator op, int64_t sources, const PipelinedGather& gather) {
+  if (problem.layout != Layout::ncdhw || gather.element_bytes != 4 || gather.source_stride[2] != 1) return false;
+  for (int axis = 0; axis < 3; ++axis) {
+    if (gather.source_step[axis] != 1) return false;
+  }
+  const int64_t row = op == Operator::forward ? problem.input[2] : problem.output()[2];
+  return row * gather.element_bytes % 16 == 0 &&
+         (problem.groups == 1 || sources % (gather.channel_groups * 32 / gather.element_bytes) == 0);
 }
 
 // Whether a tile's voxels follow each other in the source, and are whole fragments.
@@ -621,7 +673,7 @@ void try_tiles(const Problem& problem, Operator op, const Axes& axes, const Targ
                PipelinedGather gather, double& least, PipelinedGather& best) {
   const int64_t sample =
       std::max(problem.in_channels * problem.input_voxels(), problem.out_channels * problem.output_voxels());
-  for (int axis = gather.in_place ? 0 : 2; axis < 3; ++axis) {
+  for (int axis = gather.in_place() ? 0 : 2; axis < 3; ++axis) {
     set_blocks(axis, gather);
     Extent extents;
     for (int i = 0; i < 3; ++i) extents[i] = ceil_divide<int64_t>(walk.positions[i], gather.block[i]);
@@ -634,10 +686,10 @@ void try_tiles(const Problem& problem, Operator op, const Axes& axes, const Targ
       }
       if (gather.samples * sample > kGatherLimit) continue;
       for (const bool spread : {false, true}) {
-        if (spread && (gather.in_place || gather.copied)) continue;
+        if (spread && (gather.in_place() || gather.copied())) continue;
         if (!set_tile(walk, tile, spread, gather)) break;
-        if (gather.copied && !is_one_run(walk, gather)) continue;
-        if (spread && gather.row_pitch == gather.used_pitch) continue;  // the same again
+        if (gather.copied() && !is_one_run(walk, gather)) continue;
+        if (spread && !gather.boxed() && gather.row_pitch == gather.used_pitch) continue;  // the same again
         gather.items = ceil_divide<int64_t>(problem.batch, gather.samples) * problem.groups * gather.phase_blocks *
                        gather.column_blocks * gather.tiles[0] * gather.tiles[1] * gather.tiles[2];
         if (gather.items > kGatherLimit) continue;
@@ -651,7 +703,7 @@ void try_tiles(const Problem& problem, Operator op, const Axes& axes, const Targ
           const double cost = estimate(problem, op, axes, target, walk, gather);
           if (cost >= least) continue;
           PipelinedGather candidate = gather;
-          if (!TableMaker(problem, op, axes, candidate).make() || (gather.copied && candidate.has_gaps)) continue;
+          if (!TableMaker(problem, op, axes, candidate).make() || (gather.copied() && candidate.has_gaps)) continue;
           least = cost;
           best = candidate;
         }
@@ -751,7 +803,8 @@ void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Tar
         continue;
       gather.channel_groups = channel_groups;
       gather.channel_blocks = static_cast<int>(ceil_divide<int64_t>(sources, channel_groups * group_channels));
-      if (gather.copied && !can_be_copied(problem, axes, walk, sources, gather)) continue;
+      if (gather.copied() && !can_be_copied(problem, axes, walk, sources, gather)) continue;
+      if (gather.boxed() && !can_be_boxed(problem, op, sources, gather)) continue;
       for (const int warpgroups : {1, 2}) {
         const int loading = loading_warpgroups(gather.configuration());
         // Registers are shared out for one block on a multiprocessor where more warpgroups load than multiply.
@@ -761,9 +814,11 @@ void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Tar
         gather.spare_positions = problem.layout == Layout::ncdhw ? 1 : 0;
         for (const Storing& storing : {Storing{0, false}, {1, false}, {2, false}, {4, false}, {1, true}, {2, true}}) {
           // Four where the source is copied in bulk, so that the others have little to do.
-          if (storing.warps > 2 && !(gather.copied && gather.loading == 2)) continue;
+          if (storing.warps > 2 && !((gather.copied() || gather.boxed()) && gather.loading == 2)) continue;
           gather.storing_warps = storing.warps;
           gather.stores_runs = storing.runs;
+          // One warp has boxes copied, others watch.
+          if (gather.boxed() && watches_source(gather.slots, gather.columns) && gather.source_threads() < 64) continue;
           if (gather.storing_warps > 0 && !can_hand_over(problem, op, gather)) continue;
           set_way_out(problem, op, gather);
           try_tiles(problem, op, axes, target, walk, gather, least, best);
@@ -789,8 +844,7 @@ void try_kernels(const Problem& problem, Operator op, const Target& target, Pipe
     gather.slots = configuration.slots;
     gather.columns = configuration.columns;
     gather.row_blocks = configuration.row_blocks;
-    gather.in_place = configuration.in_place;
-    gather.copied = configuration.copied;
+    gather.form = configuration.form;
     gather.column_blocks = static_cast<int>(ceil_divide<int64_t>(destinations, gather.columns));
     gather.unit_bytes = 32 * gather.columns * gather.band() * gather.parts();
     if (place_slots(residues, gather)) {
@@ -811,10 +865,11 @@ int64_t groups_of_product(int64_t groups, int64_t group_bytes) {
 
 std::string PipelinedGather::name() const {
   return std::to_string(slots) + 'x' + std::to_string(columns) + 'x' + std::to_string(row_blocks) +
-         (exact      ? " exact"
-          : in_place ? " in place"
-          : copied   ? " copied"
-                     : "");
+         (exact        ? " exact"
+          : in_place() ? " in place"
+          : copied()   ? " copied"
+          : boxed()    ? " boxed"
+                       : "");
 }
 
 SourceLoads source_loads(const Problem& problem, Operator op, const PipelinedGather& gather, uintptr_t address) {

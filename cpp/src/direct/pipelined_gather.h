@@ -24,8 +24,9 @@ namespace convt3d::direct {
 // The kernels that there are: sums for `slots` residues by `columns` channels by 64 * row_blocks positions, in
 // slots * columns * row_blocks / 2 registers of a thread; the exact ones have twice as many. Those in place multiply
 // the source where it lies in shared memory, 64 positions in eights of neighbours along the width that are equally far
-// apart; the others have loaded it from there to registers, any positions once for all slots. Of the copied ones, in
-// NCDHW, all taps of a tile read the same positions, whose voxels are one run of each channel, which is copied in bulk.
+// apart; the others have loaded it from there to registers, any positions once for all slots. In NCDHW some have copied
+// it in bulk: half types where all taps of a tile read the same positions, whose voxels are one run of each channel,
+// and floats that TF32 takes as boxes of the volume, zeros beyond it included.
 inline constexpr GatherConfiguration kPipelinedGathers[] = {
     {1, 8, 2, false},
     {1, 16, 2, false},
@@ -56,13 +57,20 @@ inline constexpr GatherConfiguration kPipelinedGathers[] = {
     {8, 8, 2, true},
     {8, 16, 1, true},
 
-    {1, 64, 2, false, true},
-    {1, 128, 2, false, true},
-    {2, 48, 2, false, true},
+    {1, 64, 2, false, SourceForm::in_place},
+    {1, 128, 2, false, SourceForm::in_place},
+    {2, 48, 2, false, SourceForm::in_place},
 
-    {4, 32, 2, false, false, true},
-    {8, 16, 2, false, false, true},
-    {8, 32, 1, false, false, true},
+    {4, 32, 2, false, SourceForm::copied},
+    {8, 16, 2, false, SourceForm::copied},
+    {8, 32, 1, false, SourceForm::copied},
+
+    {1, 128, 2, false, SourceForm::boxed},
+    {2, 64, 2, false, SourceForm::boxed},
+    {4, 32, 2, false, SourceForm::boxed},
+    {8, 8, 2, false, SourceForm::boxed},
+    {8, 16, 2, false, SourceForm::boxed},
+    {8, 32, 1, false, SourceForm::boxed},
 };
 
 // Slots in a band. A product of 8 or 16 columns takes about as long as one of 32.
@@ -91,8 +99,15 @@ constexpr CONVT3D_HOST_DEVICE int sums_of_thread(const GatherConfiguration& conf
 constexpr CONVT3D_HOST_DEVICE int loading_warpgroups(const GatherConfiguration& configuration) {
   const int sums = sums_of_thread(configuration);
   const bool loads_much = configuration.slots == 1 || (configuration.slots == 8 && configuration.columns == 8);
-  if (!loads_much || sums > 64 || configuration.exact) return 2;
+  if (!loads_much || sums > 64 || configuration.exact || configuration.form == SourceForm::boxed) return 2;
   return sums > 32 ? 3 : 4;
+}
+
+// Whether a tile's products go on from one piece of the weights to the next, instead of all having been made at the end
+// of each: where a step is of one kind alone. With more kinds, or fragments of 16 bytes, it took more than it gave.
+constexpr bool flows_through_pieces(const GatherConfiguration& configuration) {
+  return configuration.form == SourceForm::boxed &&
+         band_slots(configuration.slots, configuration.columns) == configuration.slots;
 }
 
 // Units that one step has at most: its products hide what a warp does between two steps, but its fragments, two steps'
@@ -101,7 +116,7 @@ constexpr CONVT3D_HOST_DEVICE int loading_warpgroups(const GatherConfiguration& 
 constexpr int kMaximumUnitsOfStep = 4;
 constexpr int units_together(const GatherConfiguration& configuration) {
   if (configuration.exact) return 1;
-  if (configuration.in_place) return kMaximumUnitsOfStep;
+  if (configuration.form == SourceForm::in_place) return kMaximumUnitsOfStep;
   const int sums = sums_of_thread(configuration);
   const int bands = configuration.slots / band_slots(configuration.slots, configuration.columns);
   return bands <= 2 && sums <= 96 && loading_warpgroups(configuration) == 2 ? kMaximumUnitsOfStep : 2;
@@ -171,7 +186,7 @@ struct PipelinedGather {
   // Which kernel: an entry of kPipelinedGathers, with so many warpgroups that multiply.
   int slots = 1, columns = 8, row_blocks = 1;
   bool exact = false;
-  bool in_place = false, copied = false;
+  SourceForm form = SourceForm::gathered;
   int warpgroups = 1;
   int loading = 1;        // warpgroups that load
   int element_bytes = 4;  // of the source
@@ -221,7 +236,8 @@ struct PipelinedGather {
   uint16_t unit_order[kMaximumTaps]{};
   static constexpr uint16_t kNoTap = 0xffff;
 
-  int copied_pitch = 0;  // from one channel to the next, in bytes, of a stage that is [channel][position]
+  // Copied and boxed: from one channel to the next, in bytes; and which of a unit's channels neighbouring lanes have.
+  int channel_pitch = 0, channel_step = 1;
 
   // What storing warps store in bulk: runs of voxels of a channel, as they lie in the destination. Behind the tables,
   // whose place in a kernel's arguments counts: kb68 in TF32 took 5 % longer with them 16 bytes further on.
@@ -232,11 +248,16 @@ struct PipelinedGather {
 
   bool fills_planes = false;  // rows without taps are filled together with those between them, which come after
 
+  CONVT3D_HOST_DEVICE int box_bytes() const { return samples * stage_channels() * channel_pitch; }
+  CONVT3D_HOST_DEVICE int stage_channels() const { return channel_groups * 32 / element_bytes; }
+  bool in_place() const { return form == SourceForm::in_place; }
+  bool copied() const { return form == SourceForm::copied; }
+  bool boxed() const { return form == SourceForm::boxed; }
   bool is_bare(int axis, int64_t residue) const { return bare_residues[axis] >> residue & 1; }
   CONVT3D_HOST_DEVICE int parts() const {
     return exact ? 2 : 1;
   }  // of a float32: what tf32 holds, and what that leaves over
-  GatherConfiguration configuration() const { return {slots, columns, row_blocks, exact, in_place, copied}; }
+  GatherConfiguration configuration() const { return {slots, columns, row_blocks, exact, form}; }
   int step_units() const { return units_together(configuration()); }  // at most
   CONVT3D_HOST_DEVICE int64_t weight_bytes() const { return packed_bytes - (has_gaps ? 16 : 0); }
   CONVT3D_HOST_DEVICE int band() const { return band_slots(slots, columns); }
@@ -262,7 +283,7 @@ struct PipelinedGather {
   }
   // Of the tables where a cell's positions belong and where the cells of two passes come from, see SourceLoader.
   int64_t source_table_bytes(SourceLoads loads) const {
-    if (copied) return 0;
+    if (copied() || boxed()) return 0;
     return int64_t{4} * (cell_positions(loads, element_bytes) * (cells(loads) + 1) + 2 * cells(loads));
   }
   int threads() const { return 128 * (warpgroups + loading); }
@@ -309,17 +330,17 @@ constexpr int staging_floats(int columns, int row_blocks) {
 // Whether some of a kernel's loading warps may store, in NCDHW, what multiplying ones hand over, while these go on with
 // the next tile: runs, or half types word by word, which where loading takes more warps than two warpgroups was slower.
 constexpr CONVT3D_HOST_DEVICE bool hands_over_runs(const GatherConfiguration& configuration) {
-  return !configuration.exact && !configuration.in_place;
+  return !configuration.exact && configuration.form != SourceForm::in_place;
 }
 constexpr CONVT3D_HOST_DEVICE bool hands_over_words(const GatherConfiguration& configuration, int element_bytes) {
   return element_bytes == 2 && hands_over_runs(configuration) && loading_warpgroups(configuration) == 2;
 }
-// Columns that are handed over at a time: as many as leave room for stages.
+// Columns that are handed over at a time: as many as leave room for stages, which boxes take less of.
 constexpr CONVT3D_HOST_DEVICE int handed_columns(const GatherConfiguration& configuration, int element_bytes) {
-  constexpr int kMostBytes = 64 * 1024;
+  const int most_bytes = (configuration.form == SourceForm::boxed ? 128 : 64) * 1024;
   const int column_bytes = 128 * configuration.row_blocks * configuration.slots * element_bytes;
   int columns = configuration.columns;
-  while (columns > 8 && columns * column_bytes > kMostBytes) columns = (columns / 2 + 7) / 8 * 8;
+  while (columns > 8 && columns * column_bytes > most_bytes) columns = (columns / 2 + 7) / 8 * 8;
   return columns;
 }
 

@@ -44,6 +44,7 @@ struct PipelinedArguments : GatherOperands<T> {
   bool vector_stores;  // 16 bytes of channels in NDHWC, or of a row's half types in NCDHW, are neighbours and aligned
   bool pair_stores;    // NCDHW: two neighbours of a row are one word
   bool bulk_stores;    // see PipelinedGather::stores_in_bulk
+  bool has_map;        // by which boxes are copied
   PipelinedGather gather;
 };
 
@@ -147,7 +148,7 @@ class Destination {
   static constexpr GatherConfiguration kConfiguration = kPipelinedGathers[kEntry];
   static constexpr int kSlots = kConfiguration.slots, kColumns = kConfiguration.columns;
   static constexpr int kRowBlocks = kConfiguration.row_blocks;
-  static constexpr bool kInPlace = kConfiguration.in_place;
+  static constexpr bool kInPlace = kConfiguration.form == SourceForm::in_place;
 
   __device__ __forceinline__ explicit Destination(const PipelinedArguments<T>& arguments)
       : arguments_(arguments), gather_(arguments.gather) {}

@@ -12,8 +12,10 @@
 // so that a warp writes neighbours, in NDHWC in bulk, behind the products of the next tile. In NCDHW up to four of the
 // loading warps may store instead: sums are handed over to them, half types', or such as belong to rows that begin
 // anywhere, and leave behind the next products as well. Where a block's tiles all take the same weights, and its stages
-// hold these, they stay there. Where all taps of a tile read the same voxels, one run of each channel, as with kernel =
-// stride, these are copied in bulk instead, and lie as [channel][position]: fragments are transposed when loaded.
+// hold these, they stay there. Where the source is copied in bulk, it lies as [channel][position]: half types where all
+// taps of a tile read the same voxels, one run of each channel, as with kernel = stride, whose fragments ldmatrix
+// transposes; floats as boxes of the volume, by a tensor map, whose fragments are loaded a word at a time, and so may
+// be shifted by any position.
 //
 // Traffic: the source once for every block of columns and residues, with its halo; the weights once for every tile, or
 // for every block of threads, from L2; the destination once. Floor: 2 * taps * channels operations a destination at the
@@ -28,11 +30,13 @@
 #pragma once
 
 #include <iterator>
+#include <optional>
 #include <type_traits>
 #include <utility>
 
 #include "cuda/launch.h"
 #include "cuda/ptx.h"
+#include "cuda/tensor_map.h"
 #include "direct/cuda/gather_source.h"
 #include "direct/cuda/kernels.h"
 #include "direct/cuda/pipelined_block.h"
@@ -82,6 +86,11 @@ class Multiplier : Destination<T, kEntry> {
       const uint32_t row = ptx::shared_address(memory_.source) + 16 * place;
       if constexpr (kInPlace) {
         rows_[block] = ptx::or_of_warp(ptx::wgmma_columns(row, gather_.half_stride));  // so that it is known to be one
+      } else if constexpr (kBoxed) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          rows_[2 * block + half] = ptx::shared_address(memory_.source) + first_of_box(block, half);
+        }
       } else if constexpr (kCopied) {
         rows_[block] = ptx::shared_address(memory_.source) + first_of_copied(block);
       } else {
@@ -97,26 +106,31 @@ class Multiplier : Destination<T, kEntry> {
       const PipelinedPhase& phase = gather_.tables.phases[item.phase_block];
       for_each_sum([&](int block, int slot, int i) { totals(block, slot, i) = 0.0f; });
       if (gather_.keeps_weights) weights = {};  // the stages that the first tile's came to
-      for (int number = 0; number < phase.passes; ++number) {
-        const PipelinedPass& pass = gather_.tables.passes[phase.first_pass + number];
-        for (int block = 0; block < gather_.channel_blocks; ++block) {
-          ptx::wait(memory_.source_full(source.stage), source.parity);
-          if constexpr (kInPlace) ptx::fence_shared_for_wgmma();
-          const uint32_t source_offset = source.stage * static_cast<uint32_t>(gather_.source_stage_bytes);
-          for (int piece = 0; piece < pass.pieces; ++piece) {
-            ptx::wait(memory_.weights_full(weights.stage), weights.parity);
-            const WeightPiece& steps = gather_.tables.pieces[pass.first_piece + piece];
-            const uint32_t stage = memory_.weights + weights.stage * static_cast<uint32_t>(gather_.weight_stage_bytes);
-            if constexpr (kInPlace) {
-              multiply_piece_in_place(steps, source_offset, stage);
-            } else {
-              multiply_piece(steps, source_offset, stage);
+      if constexpr (kFlows) {
+        if (phase.passes > 0) multiply_tile({item, phase}, source, weights);
+      } else {
+        for (int number = 0; number < phase.passes; ++number) {
+          const PipelinedPass& pass = gather_.tables.passes[phase.first_pass + number];
+          for (int block = 0; block < gather_.channel_blocks; ++block) {
+            ptx::wait(memory_.source_full(source.stage), source.parity);
+            if constexpr (kInPlace) ptx::fence_shared_for_wgmma();
+            const uint32_t source_offset = first_of_stage(item, pass, source);
+            for (int piece = 0; piece < pass.pieces; ++piece) {
+              ptx::wait(memory_.weights_full(weights.stage), weights.parity);
+              const WeightPiece& steps = gather_.tables.pieces[pass.first_piece + piece];
+              const uint32_t stage =
+                  memory_.weights + weights.stage * static_cast<uint32_t>(gather_.weight_stage_bytes);
+              if constexpr (kInPlace) {
+                multiply_piece_in_place(steps, source_offset, stage);
+              } else {
+                multiply_piece(steps, source_offset, stage);
+              }
+              if (!gather_.keeps_weights) give_back(weights_to_free_, memory_.weights_free(weights.stage));
+              weights.advance(gather_.weight_stages);
             }
-            if (!gather_.keeps_weights) give_back(weights_to_free_, memory_.weights_free(weights.stage));
-            weights.advance(gather_.weight_stages);
+            give_back(source_to_free_, memory_.source_free(source.stage));
+            source.advance(gather_.source_stages);
           }
-          give_back(source_to_free_, memory_.source_free(source.stage));
-          source.advance(gather_.source_stages);
         }
       }
       if constexpr (kInPlace) {
@@ -143,7 +157,9 @@ class Multiplier : Destination<T, kEntry> {
   }
 
  private:
-  static constexpr bool kExact = kConfiguration.exact, kCopied = kConfiguration.copied;
+  static constexpr bool kExact = kConfiguration.exact;
+  static constexpr bool kCopied = kConfiguration.form == SourceForm::copied;
+  static constexpr bool kBoxed = kConfiguration.form == SourceForm::boxed;
   static constexpr int kParts = kExact ? 2 : 1;
   static constexpr int kBand = band_slots(kSlots, kColumns), kBands = kSlots / kBand;
   static constexpr int kProductColumns = kBand * kColumns;
@@ -153,6 +169,7 @@ class Multiplier : Destination<T, kEntry> {
   static constexpr int kStagingFloats = staging_floats(kColumns, kRowBlocks);
   static constexpr int kPositions = 64 * kRowBlocks;
   static constexpr int kHanded = handed_columns(kConfiguration, sizeof(T));
+  static constexpr bool kFlows = flows_through_pieces(kConfiguration);
   using Staged = std::conditional_t<sizeof(T) == 2, T, float>;  // on the way out, in NCDHW
   using Sums = float[kRowBlocks][kSlots][kColumns / 2];
   // Of a step: of each unit, what its rows are multiplied by; in place, how far on they are, in 16 bytes.
@@ -178,23 +195,29 @@ class Multiplier : Destination<T, kEntry> {
     }
   }
 
-  // Of a source as [channel][position], what this lane names of a block's first fragment: of half types a channel's row
-  // of eight positions, which are transposed on their way; of floats its first one.
+  // Of a source as [channel][position], what this lane names of a block's first fragment: a channel's row of eight
+  // positions, which are transposed on their way.
   __device__ __forceinline__ int first_of_copied(int block) const {
     int position = (warpgroup_ * kRowBlocks + block) * 64 + thread_ / 32 * 16;
     if (position >= gather_.tile_positions()) position = 0;  // sixteen are the tile's, or none of them
-    return sizeof(T) == 2 ? (lane_ / 16 * 8 + lane_ % 8) * gather_.copied_pitch + 2 * (position + lane_ / 8 % 2 * 8)
-                          : lane_ % 4 * gather_.copied_pitch + 4 * (position + lane_ / 4);
+    return (lane_ / 16 * 8 + lane_ % 8) * gather_.channel_pitch + 2 * (position + lane_ / 8 % 2 * 8);
   }
-  __device__ __forceinline__ void load_copied(uint32_t (&fragment)[4], uint32_t first) const {
-    if constexpr (sizeof(T) == 2) {
-      ptx::load_matrices_transposed(fragment, first);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        fragment[i] = ptx::rounded_for_tf32(ptx::load_shared(first + i % 2 * 32 + i / 2 * gather_.half_stride));
-      }
-    }
+  // Of a source as [sample][channel][plane][row][column], what this lane names of the upper or the lower eight rows.
+  __device__ __forceinline__ int first_of_box(int block, int half) const {
+    int position = (warpgroup_ * kRowBlocks + block) * 64 + thread_ / 32 * 16 + half * 8 + lane_ / 4;
+    if (position >= gather_.tile_positions()) position = 0;
+    int along[3];
+    const int member = unfold<kInPlace>(gather_, position, along);
+    const int plane = along[0] * gather_.source_stride[0], row = along[1] * gather_.source_stride[1];
+    return (member * gather_.stage_channels() + lane_ % 4 * gather_.channel_step) * gather_.channel_pitch +
+           4 * ((plane * gather_.rows + row) * gather_.row_pitch + along[2]);
+  }
+
+  // From the first stage's source to this one's, in bytes; a box begins with the vector that the pass's origin is in.
+  __device__ __forceinline__ uint32_t first_of_stage(const PipelinedItem& item, const PipelinedPass& pass,
+                                                     const Ring& ring) const {
+    const uint32_t stage = ring.stage * static_cast<uint32_t>(gather_.source_stage_bytes);
+    return kBoxed ? stage + 4 * ((item.first[2] + pass.origin[2]) & 3) : stage;
   }
 
   // A step's fragments; of one that has fewer, the last again.
@@ -207,8 +230,16 @@ class Multiplier : Destination<T, kEntry> {
 #pragma unroll
         for (int block = 0; block < kRowBlocks; ++block) {
           uint32_t (&fragment)[4] = fragments[k][0][block];
-          if constexpr (kCopied) {
-            load_copied(fragment, rows_[block] + (source + step.shift[k]));
+          if constexpr (kBoxed) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              const uint32_t place = rows_[2 * block + i % 2] + (source + step.shift[k]);
+              const uint32_t value = ptx::load_shared(place + i / 2 * gather_.half_stride);
+              // Rounded here and not where it is multiplied: there the register may be one that products still read.
+              fragment[i] = ptx::opaque(ptx::nearly_rounded_for_tf32(value));
+            }
+          } else if constexpr (kCopied) {
+            ptx::load_matrices_transposed(fragment, rows_[block] + (source + step.shift[k]));
           } else {
             ptx::load_matrices(fragment, rows_[block] + (source + step.shift[k]));
           }
@@ -292,56 +323,56 @@ class Multiplier : Destination<T, kEntry> {
     }
   }
   // A step's code says for which one of the sets of bands it is, and how many units.
+  static constexpr size_t kCodes = kDepth * BandSets<kBands>::kCount;
   template <size_t kCode>
   __device__ __forceinline__ void multiply_coded(const Fragments& fragments, uint32_t unit, bool keeps) {
-    if constexpr (kCode < kDepth * BandSets<kBands>::kCount) {
+    if constexpr (kCode < kCodes) {
       multiply_set<BandSets<kBands>::template kSet<kCode / kDepth>, kCode % kDepth + 1>(fragments, unit, keeps);
+    } else {
+      __builtin_unreachable();
     }
   }
-  // A jump table: comparisons would take longer than the products.
-  template <size_t kFirst>
-  __device__ __forceinline__ void multiply(const Fragments& fragments, uint32_t code, uint32_t unit, bool keeps) {
-    constexpr size_t kNext = kFirst + 16;
-    if constexpr (kNext < kDepth * BandSets<kBands>::kCount) {
-      if (code >= kNext) return multiply<kNext>(fragments, code, unit, keeps);
+  template <size_t kFirst, size_t kCount>
+  __device__ __forceinline__ void multiply_one_of(const Fragments& fragments, uint32_t code, uint32_t unit,
+                                                  bool keeps) {
+    if constexpr (kCount == 1) {
+      multiply_coded<kFirst>(fragments, unit, keeps);
+    } else if (code < kFirst + kCount / 2) {
+      multiply_one_of<kFirst, kCount / 2>(fragments, code, unit, keeps);
+    } else {
+      multiply_one_of<kFirst + kCount / 2, kCount - kCount / 2>(fragments, code, unit, keeps);
     }
-    switch (code - kFirst) {
-      case 0:
-        return multiply_coded<kFirst + 0>(fragments, unit, keeps);
-      case 1:
-        return multiply_coded<kFirst + 1>(fragments, unit, keeps);
-      case 2:
-        return multiply_coded<kFirst + 2>(fragments, unit, keeps);
-      case 3:
-        return multiply_coded<kFirst + 3>(fragments, unit, keeps);
-      case 4:
-        return multiply_coded<kFirst + 4>(fragments, unit, keeps);
-      case 5:
-        return multiply_coded<kFirst + 5>(fragments, unit, keeps);
-      case 6:
-        return multiply_coded<kFirst + 6>(fragments, unit, keeps);
-      case 7:
-        return multiply_coded<kFirst + 7>(fragments, unit, keeps);
-      case 8:
-        return multiply_coded<kFirst + 8>(fragments, unit, keeps);
-      case 9:
-        return multiply_coded<kFirst + 9>(fragments, unit, keeps);
-      case 10:
-        return multiply_coded<kFirst + 10>(fragments, unit, keeps);
-      case 11:
-        return multiply_coded<kFirst + 11>(fragments, unit, keeps);
-      case 12:
-        return multiply_coded<kFirst + 12>(fragments, unit, keeps);
-      case 13:
-        return multiply_coded<kFirst + 13>(fragments, unit, keeps);
-      case 14:
-        return multiply_coded<kFirst + 14>(fragments, unit, keeps);
-      case 15:
-        return multiply_coded<kFirst + 15>(fragments, unit, keeps);
+  }
+  // By comparisons where these are few, which is faster, else by a jump table (see CMakeLists.txt): ten
+  // comparisons were two fifths of what the time of warps that multiply eight slots went into.
+#define CONVT3D_CASE(code) \
+  case (code):             \
+    return multiply_coded<(code)>(fragments, unit, keeps);
+#define CONVT3D_CASES_8(first) \
+  CONVT3D_CASE(first)          \
+  CONVT3D_CASE((first) + 1)    \
+  CONVT3D_CASE((first) + 2)    \
+  CONVT3D_CASE((first) + 3)    \
+  CONVT3D_CASE((first) + 4) CONVT3D_CASE((first) + 5) CONVT3D_CASE((first) + 6) CONVT3D_CASE((first) + 7)
+  __device__ __forceinline__ void multiply(const Fragments& fragments, uint32_t code, uint32_t unit, bool keeps) {
+    if constexpr (kCodes <= 16) return multiply_one_of<0, kCodes>(fragments, code, unit, keeps);
+    static_assert(kCodes <= 72);
+    switch (code) {
+      CONVT3D_CASES_8(0)
+      CONVT3D_CASES_8(8)
+      CONVT3D_CASES_8(16)
+      CONVT3D_CASES_8(24)
+      CONVT3D_CASES_8(32)
+      CONVT3D_CASES_8(40)
+      CONVT3D_CASES_8(48)
+      CONVT3D_CASES_8(56)
+      CONVT3D_CASES_8(64)
       default:
         __builtin_unreachable();
     }
   }
+#undef CONVT3D_CASES_8
+#undef CONVT3D_CASE
 
   // In place a step is no more than its products' places: nothing waits for these but the stages that they read, which
   // are given back once the first products of the next piece have begun.
@@ -353,7 +384,7 @@ class Multiplier : Destination<T, kEntry> {
     load(fragments, *steps, source);
     uint32_t code = steps->code, unit = base + steps->weights;  // a copy of the step would be loaded byte by byte
     for (int left = piece.steps; left > 0; --left) {
-      multiply<0>(fragments, code, unit, true);
+      multiply(fragments, code, unit, true);
       ++steps;
       load(fragments, *steps, source);
       code = steps->code;
@@ -391,7 +422,7 @@ class Multiplier : Destination<T, kEntry> {
     for (int left = piece.steps;; left -= 2, steps += 2) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        multiply<0>(fragments[i], next[i].code, base + next[i].weights, !next[i].starts);
+        multiply(fragments[i], next[i].code, base + next[i].weights, !next[i].starts);
         const uint32_t folded_bands = next[i].folds ? next[i].bands : 0;
         next[i] = steps[i + 2];
         if constexpr (kExact) {
@@ -406,6 +437,66 @@ class Multiplier : Destination<T, kEntry> {
           }
           load(fragments[1 - i], next[1 - i], source);
         }
+      }
+    }
+#endif
+  }
+
+  // The same from piece to piece: at the end of one its last products are under way, too.
+  struct Place {
+    const PipelinedItem& item;
+    const PipelinedPhase& phase;
+    int pass = 0, block = 0, piece = 0;
+  };
+  __device__ __forceinline__ void multiply_tile(Place at, Ring& source, Ring& weights) {
+#if CONVT3D_HAS_WGMMA
+    const PipelinedStep* steps = nullptr;
+    int left = 0;  // of them in the piece
+    uint32_t source_offset = 0, base = 0;
+    const auto pass_of = [&]() -> const PipelinedPass& { return gather_.tables.passes[at.phase.first_pass + at.pass]; };
+    const auto begin = [&] {
+      if (at.piece == 0) ptx::wait(memory_.source_full(source.stage), source.parity);
+      ptx::wait(memory_.weights_full(weights.stage), weights.parity);
+      const WeightPiece& piece = gather_.tables.pieces[pass_of().first_piece + at.piece];
+      steps = gather_.tables.steps + piece.first_step;
+      left = piece.steps;
+      source_offset = first_of_stage(at.item, pass_of(), source);
+      base = ptx::wgmma_columns(memory_.weights + weights.stage * static_cast<uint32_t>(gather_.weight_stage_bytes),
+                                kProductColumns * 16);
+    };
+    const auto end = [&] {  // whether there is another piece
+      if (!gather_.keeps_weights) weights_to_free_ = memory_.weights_free(weights.stage);
+      weights.advance(gather_.weight_stages);
+      if (++at.piece < pass_of().pieces) return true;
+      at.piece = 0;
+      source_to_free_ = memory_.source_free(source.stage);
+      source.advance(gather_.source_stages);
+      if (++at.block < gather_.channel_blocks) return true;
+      at.block = 0;
+      return ++at.pass < at.phase.passes;
+    };
+    begin();
+    Fragments fragments[2];
+    PipelinedStep next[2] = {steps[0], steps[1]};
+    load(fragments[0], next[0], source_offset);
+    for (;;) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        multiply(fragments[i], next[i].code, base + next[i].weights, true);
+        ptx::wait_for_products<1>();
+        free_stages();
+        if (--left > 0) {
+          ++steps;
+        } else {
+          if (!end()) {
+            ptx::wait_for_products<0>();
+            return free_stages();
+          }
+          begin();
+          next[1 - i] = steps[0];
+        }
+        next[i] = steps[1];
+        load(fragments[1 - i], next[1 - i], source_offset);
       }
     }
 #endif
@@ -853,18 +944,22 @@ class Multiplier : Destination<T, kEntry> {
 
   const PipelinedMemory& memory_;
   const int thread_, lane_, warpgroup_;
-  uint32_t rows_[kRowBlocks];
+  uint32_t rows_[kBoxed ? 2 * kRowBlocks : kRowBlocks];
   uint32_t staged_parity_ = 0;
-  uint32_t weights_to_free_ = 0, source_to_free_ = 0;  // in place: barriers of stages that products are still read from
+  // Barriers of stages that products may still be read from, in place and from piece to piece.
+  uint32_t weights_to_free_ = 0, source_to_free_ = 0;
   Sums sums_;
   float totals_[kExact ? kRowBlocks : 1][kExact ? kSlots : 1][kExact ? kColumns / 2 : 1];
 };
 
 template <class T, size_t kEntry>
 __global__ void __launch_bounds__(128 * (2 + loading_warpgroups(kPipelinedGathers[kEntry])), 1)
-    gather_pipelined_kernel(const __grid_constant__ PipelinedArguments<T> arguments) {
+    gather_pipelined_kernel(const __grid_constant__ PipelinedArguments<T> arguments,
+                            const __grid_constant__ CUtensorMap map) {
 #if CONVT3D_HAS_WGMMA
   constexpr GatherConfiguration kConfiguration = kPipelinedGathers[kEntry];
+  constexpr bool kBoxed = kConfiguration.form == SourceForm::boxed;
+  constexpr bool kWatches = watches_source(kConfiguration.slots, kConfiguration.columns);
   extern __shared__ __align__(128) unsigned char shared[];
   const PipelinedGather& gather = arguments.gather;
   const PipelinedMemory memory(shared, gather);
@@ -873,7 +968,7 @@ __global__ void __launch_bounds__(128 * (2 + loading_warpgroups(kPipelinedGather
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < gather.source_stages; ++stage) {
       ptx::make_barrier(memory.source_full(stage), source_threads);
-      ptx::make_barrier(memory.source_free(stage), multiplying);
+      ptx::make_barrier(memory.source_free(stage), multiplying + (kBoxed && kWatches ? source_threads : 0));
     }
     for (int stage = 0; stage < gather.weight_stages; ++stage) {
       ptx::make_barrier(memory.weights_full(stage), 1);
@@ -893,12 +988,13 @@ __global__ void __launch_bounds__(128 * (2 + loading_warpgroups(kPipelinedGather
   } else {
     ptx::give_up_registers<loading_registers(kLoading)>();
     if (thread < source_threads) {
-      if constexpr (kConfiguration.copied) {
+      if constexpr (kBoxed) {
+        copy_boxes<kWatches>(arguments, memory, map, thread, source_threads);
+      } else if constexpr (kConfiguration.form == SourceForm::copied) {
         copy_source(arguments, memory, thread, source_threads);
       } else {
         constexpr bool kRounds = sizeof(T) == 4 && !kConfiguration.exact;
-        constexpr bool kWatches = watches_source(kConfiguration.slots, kConfiguration.columns);
-        constexpr bool kHurries = kConfiguration.columns < 128 || kConfiguration.in_place;
+        constexpr bool kHurries = kConfiguration.columns < 128 || kConfiguration.form == SourceForm::in_place;
         SourceLoader<T, kRounds, kWatches, kHurries>(arguments, memory, thread, source_threads).run();
       }
     } else if (thread == source_threads) {
@@ -912,24 +1008,38 @@ __global__ void __launch_bounds__(128 * (2 + loading_warpgroups(kPipelinedGather
 #endif
 }
 
+// The map by which a stage's boxes of the source are copied, if there can be one.
+inline std::optional<CUtensorMap> map_of_source(const PipelinedArguments<float>& arguments) {
+  const PipelinedGather& gather = arguments.gather;
+  const GatherVolume& from = arguments.from;
+  const int64_t row = from.size[2];
+  return map_of_boxes(arguments.source, {row, from.size[1], from.size[0], from.channels, arguments.batch},
+                      {row, row * from.size[1], from.channel_stride, from.sample_stride},
+                      {gather.row_pitch, gather.rows, gather.planes, gather.stage_channels(), gather.samples});
+}
+
 // Launches the kernel of kPipelinedGathers[kEntry], if that is the one that the arguments ask for.
 template <size_t kEntry, class T>
-bool launch_pipelined_entry(const PipelinedArguments<T>& arguments, cudaStream_t stream) {
+bool launch_pipelined_entry(PipelinedArguments<T>& arguments, cudaStream_t stream) {
+  constexpr GatherConfiguration kConfiguration = kPipelinedGathers[kEntry];
+  constexpr bool kBoxed = kConfiguration.form == SourceForm::boxed, kCopied = kConfiguration.form == SourceForm::copied;
   const PipelinedGather& gather = arguments.gather;
-  if (!(gather.configuration() == kPipelinedGathers[kEntry])) return false;
-  if constexpr (sizeof(T) == 2 && kPipelinedGathers[kEntry].exact) {
+  if (!(gather.configuration() == kConfiguration)) return false;
+  if constexpr (sizeof(T) == 2 ? kConfiguration.exact || kBoxed : kCopied) {
     return false;
   } else {
+    std::optional<CUtensorMap> map;
+    if constexpr (kBoxed) map = map_of_source(arguments);
+    arguments.has_map = map.has_value();
     launch(Begins::early, "launching gather_pipelined", gather_pipelined_kernel<T, kEntry>,
            dim3(static_cast<unsigned>(gather.blocks)), gather.threads(), static_cast<size_t>(gather.shared_bytes),
-           stream, arguments);
+           stream, arguments, map.value_or(CUtensorMap{}));
     return true;
   }
 }
 
 template <class T, size_t... Entries>
-bool launch_one_of_pipelined(const PipelinedArguments<T>& arguments, cudaStream_t stream,
-                             std::index_sequence<Entries...>) {
+bool launch_one_of_pipelined(PipelinedArguments<T>& arguments, cudaStream_t stream, std::index_sequence<Entries...>) {
   return (launch_pipelined_entry<Entries>(arguments, stream) || ...);
 }
 
@@ -953,6 +1063,7 @@ void gather_pipelined(const Problem& problem, Operator op, const PipelinedGather
                                   0,
                                   0,
                                   nullptr,
+                                  false,
                                   false,
                                   false,
                                   false,

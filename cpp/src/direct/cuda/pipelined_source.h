@@ -414,8 +414,8 @@ __device__ __forceinline__ void copy_source(const PipelinedArguments<T>& argumen
                                             int thread, int threads) {
   const PipelinedGather& gather = arguments.gather;
   const GatherVolume& from = arguments.from;
-  const int channels = 2 * gather.channel_groups * (16 / static_cast<int>(sizeof(T)));
-  const int warps = threads / 32, first_channel = thread % 32 * warps + thread / 32;
+  const int channels = gather.stage_channels(), warps = threads / 32;
+  const int first_channel = thread % 32 * warps + thread / 32;
   const int own_channels = (channels - first_channel + threads - 1) / threads;
   const bool is_aligned = reinterpret_cast<uintptr_t>(arguments.source) % 16 == 0;
   Ring ring;
@@ -435,7 +435,7 @@ __device__ __forceinline__ void copy_source(const PipelinedArguments<T>& argumen
       if (is_aligned) ptx::arrive_announcing(full, bytes * own_channels);
       for (int channel = first_channel; channel < channels; channel += threads) {
         const T* run = source + channel * from.channel_stride;
-        T* place = reinterpret_cast<T*>(stage + channel * gather.copied_pitch);
+        T* place = reinterpret_cast<T*>(stage + channel * gather.channel_pitch);
         if (is_aligned) {
           ptx::copy_bulk(ptx::shared_address(place), run, bytes, full);
         } else {
@@ -445,6 +445,93 @@ __device__ __forceinline__ void copy_source(const PipelinedArguments<T>& argumen
       if (!is_aligned) ptx::arrive(full);
       ring.advance(gather.source_stages);
     }
+  }
+}
+
+// What a tensor map would copy, element by element.
+__device__ __forceinline__ void copy_box_by_elements(float* stage, const PipelinedArguments<float>& arguments,
+                                                     const int (&at)[5], int thread, int threads) {
+  const PipelinedGather& gather = arguments.gather;
+  const GatherVolume& from = arguments.from;
+  const int extents[5] = {gather.row_pitch, gather.rows, gather.planes, gather.stage_channels(), gather.samples};
+  const int64_t sizes[5] = {from.size[2], from.size[1], from.size[0], from.channels, arguments.batch};
+  const int64_t row = from.size[2];
+  const int64_t strides[5] = {1, row, row * from.size[1], from.channel_stride, from.sample_stride};
+  for (int element = thread; element < gather.box_bytes() / 4; element += threads) {
+    int left = element;
+    int64_t place = 0;
+    bool inside = true;
+#pragma unroll
+    for (int axis = 0; axis < 5; ++axis) {
+      const int index = at[axis] + left % extents[axis];
+      left /= extents[axis];
+      inside = inside && index >= 0 && index < sizes[axis];
+      place += index * strides[axis];
+    }
+    stage[element] = inside ? arguments.source[place] : 0.0f;
+  }
+}
+
+// Whether what these threads look at of a stage is finite: products with zero are not otherwise.
+__device__ __forceinline__ bool is_finite(const unsigned char* stage, int bytes, int thread, int threads) {
+  float zero = 0.0f;
+  for (int place = thread * 16; place < bytes; place += threads * 16) {
+    const float4 four = *reinterpret_cast<const float4*>(stage + place);
+    zero = fmaf(four.x, 0.0f, fmaf(four.y, 0.0f, fmaf(four.z, 0.0f, fmaf(four.w, 0.0f, zero))));
+  }
+  return zero == 0.0f;
+}
+
+// The warps that have a stage's source copied as a box of the volume, whose rows begin with whole vectors. `kWatches`:
+// all but the first look at what has arrived, where weights have gaps.
+template <bool kWatches>
+__device__ __forceinline__ void copy_boxes(const PipelinedArguments<float>& arguments, const PipelinedMemory& memory,
+                                           const CUtensorMap& map, int thread, int threads) {
+  const PipelinedGather& gather = arguments.gather;
+  const int bytes = gather.box_bytes();
+  const bool watches = kWatches && arguments.not_finite != nullptr && thread >= 32;
+  bool finite = true;
+  Ring ring;
+  for (int64_t index = blockIdx.x; index < gather.items; index += gridDim.x) {
+    const PipelinedItem item(gather, static_cast<int>(index));
+    const PipelinedPhase& phase = gather.tables.phases[item.phase_block];
+    for (int number = 0; number < phase.passes; ++number) {
+      const PipelinedPass& pass = gather.tables.passes[phase.first_pass + number];
+      int at[5];  // where the box begins, the width first
+#pragma unroll
+      for (int axis = 0; axis < 3; ++axis) {
+        at[2 - axis] = item.first[axis] * gather.source_stride[axis] + pass.origin[axis];
+      }
+      at[0] &= ~3;
+      at[3] = item.group * arguments.from.group_channels;
+      at[4] = static_cast<int>(item.sample);
+      for (int block = 0; block < gather.channel_blocks; ++block, at[3] += gather.stage_channels()) {
+        ptx::wait(memory.source_free(ring.stage), ring.parity ^ 1);
+        const uint32_t full = memory.source_full(ring.stage);
+        unsigned char* stage = memory.source + ring.stage * gather.source_stage_bytes;
+        if (arguments.has_map && thread == 0) {
+          ptx::arrive_announcing(full, bytes);
+          ptx::copy_box(ptx::shared_address(stage), &map, at, full);
+        } else {
+          if (!arguments.has_map) {
+            copy_box_by_elements(reinterpret_cast<float*>(stage), arguments, at, thread, threads);
+          }
+          ptx::arrive(full);
+        }
+        if constexpr (kWatches) {
+          if (watches) {
+            ptx::wait(full, ring.parity);
+            finite &= is_finite(stage, bytes, thread - 32, threads - 32);
+          }
+          ptx::arrive(memory.source_free(ring.stage));
+        }
+        ring.advance(gather.source_stages);
+      }
+    }
+  }
+  if (!finite) {
+    ptx::wait_for_previous_kernel();  // which makes it 0
+    *arguments.not_finite = 1;
   }
 }
 

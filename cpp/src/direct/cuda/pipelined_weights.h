@@ -31,7 +31,7 @@ struct PackArguments {
 // [group][block of columns][block of channels][unit][high, low][16 bytes of channels][slot, column][16 bytes].
 // One thread makes a unit's 32 bytes of channels of one column. Neighbouring threads write neighbouring columns: in
 // NDHWC all of a band's, in NCDHW four and then the next unit's, mostly of a neighbouring tap, so that reads, too,
-// share sectors. Bound by L2.
+// share sectors. Where lanes have every other channel of a boxed source, so do these bytes. Bound by L2.
 template <class T>
 __global__ void __launch_bounds__(256) pack_units_kernel(const __grid_constant__ PackArguments<T> arguments,
                                                          const __grid_constant__ PipelinedGather gather) {
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(256) pack_units_kernel(const __grid_constant__
       alignas(16) T piece[kChannels];
 #pragma unroll
       for (int i = 0; i < kChannels; ++i) {
-        piece[i] = values[half * kChannels + i];
+        piece[i] = sizeof(T) == 4 && gather.channel_step == 2 ? values[2 * i + half] : values[half * kChannels + i];
         if constexpr (sizeof(T) == 4) piece[i] = tf32_part(piece[i], low);
       }
       *place = *reinterpret_cast<const uint4*>(piece);
