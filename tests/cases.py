@@ -200,6 +200,28 @@ BOXED = {
     "parts of rows": Case(1, 32, 32, 1, (8, 8, 264), (3, 3, 3), (2, 2, 2), (0, 0, 1), (0, 0, 0)),
 }
 
+#: Depthwise forward that half types compute by bands on tensor cores: rows of outputs that are whole sectors, whole
+#: words, or that begin anywhere, and as many source rows and planes that meet an output as there is code for.
+BANDS = {
+    "sectors": Case(2, 3, 3, 3, (5, 13, 48), (4, 4, 4), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    "odd rows": Case(2, 3, 3, 3, (5, 13, 48), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    "odd rows of even planes": Case(2, 3, 3, 3, (4, 12, 24), (3, 3, 3), (2, 2, 2), (0, 1, 0), (0, 1, 0)),
+    "words": Case(2, 3, 3, 3, (5, 13, 9), (4, 4, 4), (2, 2, 2), (0, 1, 1), (1, 0, 0)),
+    "odd sources": Case(2, 3, 3, 3, (5, 13, 33), (3, 4, 4), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+    "one shift": Case(2, 3, 3, 3, (5, 13, 16), (2, 1, 4), (2, 2, 2), (0, 0, 1), (0, 0, 0)),
+    "one shift, odd rows": Case(2, 3, 3, 3, (5, 13, 16), (2, 2, 3), (2, 2, 2), (0, 0, 1), (0, 0, 0)),
+    "three shifts": Case(2, 3, 3, 3, (5, 13, 16), (5, 6, 4), (2, 2, 2), (2, 2, 1), (0, 0, 0)),
+    "unlike shifts, odd rows": Case(2, 3, 3, 3, (5, 13, 20), (3, 5, 5), (2, 2, 2), (1, 2, 2), (0, 0, 0)),
+    "stride 4": Case(2, 3, 3, 3, (5, 13, 21), (3, 3, 5), (2, 2, 4), (1, 1, 1), (0, 0, 1)),
+    "dilated rows": Case(2, 3, 3, 3, (5, 13, 32), (3, 3, 3), (2, 2, 2), (1, 1, 3), (1, 1, 1), (1, 1, 3)),
+    "padding beyond the kernel": Case(2, 3, 3, 3, (5, 13, 32), (4, 4, 4), (2, 2, 2), (4, 5, 4), (0, 0, 0)),
+    "short rows": Case(2, 3, 3, 3, (5, 13, 3), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    "pairs of planes in turn": Case(2, 200, 200, 200, (12, 9, 16), (4, 4, 4), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    "pairs of odd planes in turn": Case(2, 200, 200, 200, (12, 9, 16), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    "tiles": Case(1, 3, 3, 3, (4, 40, 120), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    "volumes in turn": Case(1, 66000, 66000, 66000, (2, 2, 4), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+}
+
 
 def native(case: Case, tensors: Tensors, operator: str, dtype: torch.dtype) -> list[Tensor]:
     """PyTorch's results of an operator, computed in `dtype`."""

@@ -17,6 +17,7 @@ import torch
 
 from cases import (
     ALGORITHMS,
+    BANDS,
     BOUNDS,
     BOXED,
     COPIED,
@@ -79,6 +80,7 @@ def calls(device: torch.device, algorithms: list[str]) -> list[Callable[[], None
     handed_over += [(operator, case, precisions[0]) for operator, case, precisions in MANY_RUNS.values()]
     copied = [("forward", case, precision) for case in COPIED.values() for precision in ("float16", "tf32")]
     copied += [("forward", case, "tf32") for case in BOXED.values()]
+    copied += [("forward", case, "bfloat16") for case in BANDS.values()]
     special = [
         functools.partial(
             compute, device, "direct", case, operator, torch.contiguous_format, dtype_of(precision), True, 1 << 30

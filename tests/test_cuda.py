@@ -16,9 +16,11 @@ from torch import Tensor
 
 from cases import (
     ALGORITHMS,
+    BANDS,
     BOUNDS,
     BOXED,
     COPIED,
+    HALF_TYPES,
     LAYOUTS,
     MANY_RUNS,
     MANY_TILES,
@@ -182,6 +184,30 @@ def test_direct_with_boxes_and_gaps_of_what_is_not_finite(value: float, elements
     assert 0 < (~expected.isfinite()).sum() < 1000
     finite = [result.where(result.isfinite(), 0)], [expected.where(expected.isfinite(), 0)]
     assert relative_error(*finite) <= bound_of("tf32")
+
+
+@pytest.mark.parametrize("elements", [0, 1])
+@pytest.mark.parametrize("precision", HALF_TYPES)
+@pytest.mark.parametrize("name", BANDS)
+def test_direct_by_bands(name: str, precision: str, elements: int) -> None:
+    check_copied_source(BANDS[name], precision, elements)
+
+
+@pytest.mark.parametrize("precision", HALF_TYPES)
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("name", ["sectors", "words", "odd rows", "unlike shifts, odd rows"])
+def test_direct_by_bands_of_what_is_not_finite(name: str, value: float, precision: str) -> None:
+    """What has no tap there stays finite, though the bands have zeros there."""
+    case = BANDS[name]
+    tensors = case.tensors(CUDA, dtype_of(precision), torch.contiguous_format, seed=1)
+    tensors.input[1, 2, 3, 7, 5] = value
+    (result,) = ours(case, tensors, "forward", "direct")
+    (expected,) = native(case, tensors, "forward", torch.float64)
+    assert torch.equal(result.isfinite(), expected.isfinite())
+    assert torch.equal(result.isnan(), expected.isnan())
+    assert 0 < (~expected.isfinite()).sum() <= math.prod(case.kernel)
+    finite = [result.where(result.isfinite(), 0)], [expected.where(expected.isfinite(), 0)]
+    assert relative_error(*finite) <= bound_of(precision)
 
 
 def check_copied_source(case: Case, precision: str, elements: int) -> None:

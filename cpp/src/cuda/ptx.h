@@ -45,6 +45,12 @@ __device__ __forceinline__ void store_shared_if(bool condition, uint32_t address
       "r"(address), "r"(value)
       : "memory");
 }
+__device__ __forceinline__ void store_shared_if(bool condition, uint32_t address, uint16_t value) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.s32 p, %0, 0;\n@p st.shared.b16 [%1], %2;\n}" ::"r"(static_cast<int>(condition)),
+      "r"(address), "h"(value)
+      : "memory");
+}
 __device__ __forceinline__ void store_shared_if(bool condition, uint32_t address, uint4 values) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %0, 0;\n@p st.shared.v4.b32 [%1], {%2, %3, %4, %5};\n}" ::"r"(
                    static_cast<int>(condition)),
@@ -77,6 +83,13 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[2], uint3
 __device__ __forceinline__ uint32_t load_shared(uint32_t address) {
   uint32_t value;
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(address));
+  return value;
+}
+// The same `Offset` bytes behind the address.
+template <int Offset>
+__device__ __forceinline__ uint32_t load_shared(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared.b32 %0, [%1 + %2];" : "=r"(value) : "r"(address), "n"(Offset));
   return value;
 }
 // The way back: each lane has of four matrices what load_matrices would load.

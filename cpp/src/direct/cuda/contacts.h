@@ -116,4 +116,10 @@ template <class T>
 bool gather_narrow_groups(const Problem& problem, Operator op, const T* source, const T* weight, const T* bias,
                           T* destination, cudaStream_t stream);
 
+// Forward of half types' depthwise layers on tensor cores, from compute capability 8.0 on. False for the geometries
+// that it does not suit.
+template <class T>
+bool forward_by_bands(const Problem& problem, const T* source, const T* weight, const T* bias, T* destination,
+                      cudaStream_t stream);
+
 }  // namespace convt3d::direct

@@ -15,6 +15,7 @@
 #include "cuda/ptx.h"
 #include "direct/cuda/contacts.h"
 #include "direct/cuda/kernels.h"
+#include "direct/cuda/rows.h"
 
 namespace convt3d::direct {
 namespace {
@@ -101,33 +102,6 @@ __device__ __forceinline__ void for_weights(const GroupChannels& in, const Chann
   }
 }
 
-// Neighbouring elements that a thread loads or stores at once.
-template <class T, int Width>
-struct alignas(sizeof(T) * Width) Elements {
-  T element[Width];
-};
-
-// Sums in the tensors' type; half types by pairs, one instruction each.
-template <class T, int Count>
-__device__ __forceinline__ Elements<T, Count> rounded(const Accumulator<T> (&sums)[Count]) {
-  Elements<T, Count> result;
-  if constexpr (Count % 2 == 0 && std::is_same_v<T, __half>) {
-#pragma unroll
-    for (int i = 0; i < Count; i += 2) {
-      *reinterpret_cast<__half2*>(result.element + i) = __floats2half2_rn(sums[i], sums[i + 1]);
-    }
-  } else if constexpr (Count % 2 == 0 && std::is_same_v<T, __nv_bfloat16>) {
-#pragma unroll
-    for (int i = 0; i < Count; i += 2) {
-      *reinterpret_cast<__nv_bfloat162*>(result.element + i) = __floats2bfloat162_rn(sums[i], sums[i + 1]);
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < Count; ++i) result.element[i] = static_cast<T>(sums[i]);
-  }
-  return result;
-}
-
 // Two neighbouring elements of a half type.
 template <class T>
 __device__ __forceinline__ void widen(uint32_t pair, float& first, float& second) {
@@ -139,19 +113,6 @@ __device__ __forceinline__ void widen(uint32_t pair, float& first, float& second
     first = static_cast<float>(elements.element[0]);
     second = static_cast<float>(elements.element[1]);
   }
-}
-
-// Elements between the last multiple of 16 bytes and `pointer`.
-template <class T>
-CONVT3D_HOST_DEVICE int elements_past_vector(const T* pointer) {
-  return static_cast<int>(reinterpret_cast<uintptr_t>(pointer) / sizeof(T) % (16 / sizeof(T)));
-}
-
-// Steps in bytes take no more than an addition.
-template <class T>
-__device__ __forceinline__ T* advanced(T* pointer, int64_t bytes) {
-  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
-  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(pointer) + bytes);
 }
 
 // Elements `first` and following of a row, of which `from` points to `first`; zero outside the row's `length`. kBefore
@@ -258,21 +219,6 @@ __device__ __forceinline__ void add_taps(const Sum* weights, const Sum (&x)[Tile
       }
     }
   }
-}
-
-// A run of memory from shared memory, where it lies between multiples of 16 bytes as it does in `to`.
-template <class T>
-__device__ __forceinline__ void store_run(T* to, const T* from, int length) {
-  constexpr int kVector = 16 / sizeof(T);
-  const int thread = static_cast<int>(threadIdx.x);
-  const int head = smaller((kVector - elements_past_vector(to)) % kVector, length);
-  const int vectors = (length - head) / kVector, tail = (length - head) % kVector;
-  for (int i = thread; i < vectors; i += static_cast<int>(blockDim.x)) {
-    reinterpret_cast<Elements<T, kVector>*>(to + head)[i] =
-        reinterpret_cast<const Elements<T, kVector>*>(from + head)[i];
-  }
-  if (thread < head) to[thread] = from[thread];
-  if (thread < tail) to[length - tail + thread] = from[length - tail + thread];
 }
 
 // A block makes rows of kPlanes neighbouring output planes, for each of C channels; its threads tiles of these, the
@@ -1491,10 +1437,15 @@ bool gather_narrow_groups(const Problem& problem, Operator op, const T* source, 
 }
 
 template <class T>
-void gather_depthwise(const Problem& problem, Operator op, const T* source, const T* weight, const T* bias,
+void gather_depthwise(const Problem& problem, Operator op, bool bands, const T* source, const T* weight, const T* bias,
                       T* destination, cudaStream_t stream) {
   if (!fits_32_bits(problem)) {
     return gather_depthwise<T, int64_t>(problem, op, source, weight, bias, destination, stream);
+  }
+  if constexpr (sizeof(T) == 2) {
+    if (bands && op == Operator::forward && forward_by_bands<T>(problem, source, weight, bias, destination, stream)) {
+      return;
+    }
   }
   if (gather_narrow_groups<T>(problem, op, source, weight, bias, destination, stream)) return;
   gather_depthwise<T, int32_t>(problem, op, source, weight, bias, destination, stream);
@@ -1510,9 +1461,9 @@ void reduce_depthwise(const Problem& problem, int64_t parts, const T* grad_outpu
   reduce_depthwise<T, int32_t>(problem, parts, grad_output, input, partials, stream);
 }
 
-#define CONVT3D_INSTANTIATE(T)                                                                                  \
-  template bool gather_narrow_groups(const Problem&, Operator, const T*, const T*, const T*, T*, cudaStream_t); \
-  template void gather_depthwise(const Problem&, Operator, const T*, const T*, const T*, T*, cudaStream_t);     \
+#define CONVT3D_INSTANTIATE(T)                                                                                    \
+  template bool gather_narrow_groups(const Problem&, Operator, const T*, const T*, const T*, T*, cudaStream_t);   \
+  template void gather_depthwise(const Problem&, Operator, bool, const T*, const T*, const T*, T*, cudaStream_t); \
   template void reduce_depthwise(const Problem&, int64_t, const T*, const T*, Accumulator<T>*, cudaStream_t);
 CONVT3D_INSTANTIATE(double)
 CONVT3D_INSTANTIATE(float)
