@@ -288,6 +288,7 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(UpsamplingTile<T,
       const auto made_at = [&](int c, int p) {
         return runs + (c * kPlanes + p) * in.run_pitch + in.lead + elements_past_vector(plane_of(c, p) + begin);
       };
+      ptx::wait_for_bulk_stores<0>();
       __syncthreads();
 
       for (int item = threadIdx.x; item < groups * in.tile_columns; item += blockDim.x) {
@@ -365,25 +366,29 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(UpsamplingTile<T,
           }
         }
       }
+      ptx::fence_shared_for_wgmma();
       __syncthreads();
 
       if constexpr (!kVectors) {
-        const bool whole_rows = in.column_tiles == 1;
-        const int segments = whole_rows ? 1 : row_end - row_begin;
-        const int length = whole_rows ? (row_end - row_begin) * in.destination_w : column_end - column_begin;
+        const int warps = static_cast<int>(blockDim.x) / 32;
 #pragma unroll
         for (int p = 0; p < kPlanes; ++p) {
           for (int c = 0; exists(p) && c < channels.live; ++c) {
-            for (int segment = 0; segment < segments; ++segment) {
-              store_run(plane_of(c, p) + begin + segment * in.destination_w, made_at(c, p) + segment * in.row_pitch,
-                        length);
+            T* const to = plane_of(c, p) + begin;
+            if (in.column_tiles == 1) {
+              const int length = (row_end - row_begin) * in.destination_w;
+              store_run_in_bulk(to, made_at(c, p), length, (c * kPlanes + p) % warps);
+              continue;
+            }
+            for (int row = 0; row < row_end - row_begin; ++row) {
+              store_run(to + row * in.destination_w, made_at(c, p) + row * in.row_pitch, column_end - column_begin);
             }
           }
         }
-        __syncthreads();
       }
     }
   }
+  ptx::wait_for_bulk_stores<0>();  // Shared memory is to last that long.
 }
 
 // A block's shared memory for its outputs, and at most for its weights.
