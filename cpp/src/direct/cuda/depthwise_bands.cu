@@ -160,15 +160,16 @@ constexpr int kStages = 2;  // of shared memory: one is read while the other is 
 // Rows of destinations: whole sectors of 32 bytes, or whole words, or such that every other one begins between words.
 enum class Rows { sectors, words, odd };
 
-// With plane + padding = 2 * q + p, and row + padding = 2 * q + r, tap j of residue p = j % 2 reads the source q - j /
-// 2 of its axis, so that a fragment of windows serves two planes and two rows of each. A block makes rows of a few
-// pairs of planes. It puts the bands and, one pair ahead, the sources that a pair meets into shared memory, with zeros
-// around them. A warp makes 16 windows of neighbouring places at once, in all four residues, of which a lane gets four
+// With plane + padding = 2 * q + p, tap j of residue p = j % 2 reads source plane q - j / 2, and rows alike, so that a
+// fragment of windows serves two planes and two rows of each. A block makes rows of a few pairs of planes. It puts the
+// bands and, one pair ahead, the sources that a pair meets into shared memory, with zeros around them. A warp has one
+// plane of each pair and makes 16 windows of neighbouring places at once, in both rows, of which a lane gets four
 // neighbours. Rows that are whole sectors are stored at once, a window's 32 bytes by four lanes. Else the block puts
 // them together in shared memory and stores them as the one run of memory that they are; windows of a row that begins
-// between words begin one element earlier. kShifts, if not 0, is how many source planes and rows a destination meets at
-// most. Bound by memory, which on an H200 takes 120 cycles for 1024 outputs, next by instructions, some 360 for these
-// where rows are sectors (kernel 4), 460 where they are odd (kernel 3), that four schedulers share.
+// between words begin one element earlier. kShifts is how many source planes, and rows, a destination meets at most,
+// and bands stay in registers; 0 takes any number, and reads them from shared memory each time. Bound by memory, which
+// on an H200 takes 120 cycles for 1024 outputs, next by instructions, some 360 for these where rows are sectors (kernel
+// 4), 460 where they are odd (kernel 3), that four schedulers share, and by two blocks being few to hide latencies.
 template <class T, Rows kRows, int kShifts>
 __global__ void __launch_bounds__(32 * kMostWarps, kResidentBlocks)
     upsample_by_bands(const __grid_constant__ UpsamplingArguments<T> in) {
