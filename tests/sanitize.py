@@ -78,14 +78,14 @@ def calls(device: torch.device, algorithms: list[str]) -> list[Callable[[], None
     ]
     handed_over = [(operator, case, "float16") for operator, case in MANY_TILES.values()]
     handed_over += [(operator, case, precisions[0]) for operator, case, precisions in MANY_RUNS.values()]
-    copied = [("forward", case, precision) for case in COPIED.values() for precision in ("float16", "tf32")]
-    copied += [("forward", case, "tf32") for case in BOXED.values()]
-    copied += [("forward", case, "bfloat16") for case in BANDS.values()]
+    forward = [("forward", case, precision) for case in COPIED.values() for precision in ("float16", "tf32")]
+    forward += [("forward", case, "tf32") for case in BOXED.values()]
+    forward += [("forward", case, "bfloat16") for case in BANDS.values()]
     special = [
         functools.partial(
             compute, device, "direct", case, operator, torch.contiguous_format, dtype_of(precision), True, 1 << 30
         )
-        for operator, case, precision in (*handed_over, *copied)
+        for operator, case, precision in (*handed_over, *forward)
         if "direct" in algorithms
     ]
     return [*bias_gradients, *operators, *special]

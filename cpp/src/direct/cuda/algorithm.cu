@@ -38,8 +38,7 @@ class Runner {
     T* destination = static_cast<T*>(to);
     switch (schedule().gather) {
       case Family::depthwise:
-        return gather_depthwise<T>(problem, op, plan_.target.compute_capability >= 80, source, weight, bias,
-                                   destination, stream_);
+        return gather_depthwise<T>(problem, op, plan_.target, source, weight, bias, destination, stream_);
       case Family::tensor:
         if constexpr (!std::is_same_v<T, double>) {
           return gather_tensor<T>(problem, op, schedule().tensor_gather, source, weight, bias, destination,

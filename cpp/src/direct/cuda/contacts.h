@@ -119,7 +119,10 @@ bool gather_narrow_groups(const Problem& problem, Operator op, const T* source, 
 // Forward of half types' depthwise layers on tensor cores, from compute capability 8.0 on. False for the geometries
 // that it does not suit.
 template <class T>
-bool forward_by_bands(const Problem& problem, const T* source, const T* weight, const T* bias, T* destination,
-                      cudaStream_t stream);
+bool forward_by_bands(const Problem& problem, const Target& target, const T* source, const T* weight, const T* bias,
+                      T* destination, cudaStream_t stream);
+
+// The size of one of as few equal parts as have at most `most` each, of which the last may be smaller.
+inline int equal_share(int all, int most) { return ceil_divide(all, ceil_divide(all, most)); }
 
 }  // namespace convt3d::direct

@@ -399,8 +399,6 @@ template <class T, int S, int K, int C, bool kVectors>
 bool launch_upsample(const Problem& problem, UpsamplingArguments<T> in, cudaStream_t stream) {
   using Tile = UpsamplingTile<T, S, K, C, kVectors>;
   constexpr int kVector = 16 / sizeof(T);
-  const auto parts = [](int all, int most) { return (all + most - 1) / most; };
-  const auto share = [&](int all, int most) { return parts(all, parts(all, most)); };  // of equal parts
   const int64_t weights = in.channels.sources * int64_t{in.depth.axis.kernel} * C * Tile::kWeights;
   if (weights * static_cast<int64_t>(sizeof(Accumulator<T>)) > kWeightBytes) return false;
   in.weight_bytes = static_cast<size_t>(weights) * sizeof(Accumulator<T>);
@@ -410,33 +408,33 @@ bool launch_upsample(const Problem& problem, UpsamplingArguments<T> in, cudaStre
   in.destination_plane_bytes = in.destination_h * in.destination_row_bytes;
   in.first_h = in.padding_h / S;
   in.first_w = in.padding_w / S;
-  in.plane_groups = parts(in.depth.destination + in.depth.axis.padding % Tile::kPlanes, Tile::kPlanes);
-  in.groups = parts(in.destination_h + in.padding_h % S, Tile::kRows);
-  in.columns = parts(in.destination_w + in.padding_w % S - Tile::kPhase, Tile::kColumns);
+  in.plane_groups = ceil_divide(in.depth.destination + in.depth.axis.padding % Tile::kPlanes, Tile::kPlanes);
+  in.groups = ceil_divide(in.destination_h + in.padding_h % S, Tile::kRows);
+  in.columns = ceil_divide(in.destination_w + in.padding_w % S - Tile::kPhase, Tile::kColumns);
   in.tile_columns = in.columns;
-  in.tile_groups = share(in.groups, std::max(kMostRounds * kThreads / in.columns, 1));
+  in.tile_groups = equal_share(in.groups, std::max(kMostRounds * kThreads / in.columns, 1));
   if constexpr (!kVectors) {
     // As many whole rows as may be, or pieces of rows that are too long. The first run begins with a row outside.
     const int most = static_cast<int>(kRunBytes / (C * Tile::kPlanes * static_cast<int64_t>(sizeof(T)))) - 3 * kVector;
-    in.tile_columns = share(in.columns, (most / (Tile::kRows + 1) - kVector) / Tile::kColumns);
+    in.tile_columns = equal_share(in.columns, (most / (Tile::kRows + 1) - kVector) / Tile::kColumns);
     in.row_pitch = in.destination_w;
     if (in.tile_columns < in.columns) {
       // Rows lie between vectors as in the volume.
       const int pitch = in.tile_columns * Tile::kColumns;
       in.row_pitch = pitch + (in.destination_w % kVector + kVector - pitch % kVector) % kVector;
     }
-    in.tile_groups = share(in.groups, (most / in.row_pitch - 1) / Tile::kRows);
-    in.lead = parts(in.row_pitch, kVector) * kVector;
-    in.run_pitch = in.lead + parts(in.tile_groups * Tile::kRows * in.row_pitch + kVector, kVector) * kVector;
+    in.tile_groups = equal_share(in.groups, (most / in.row_pitch - 1) / Tile::kRows);
+    in.lead = ceil_divide(in.row_pitch, kVector) * kVector;
+    in.run_pitch = in.lead + ceil_divide(in.tile_groups * Tile::kRows * in.row_pitch + kVector, kVector) * kVector;
   }
-  in.column_tiles = parts(in.columns, in.tile_columns);
-  in.tiles = in.column_tiles * parts(in.groups, in.tile_groups);
+  in.column_tiles = ceil_divide(in.columns, in.tile_columns);
+  in.tiles = in.column_tiles * ceil_divide(in.groups, in.tile_groups);
   in.by_column_tiles = Divisor<int32_t>(in.column_tiles);
   in.by_tiles = Divisor<int32_t>(in.tiles);
   in.by_columns = Divisor<int32_t>(in.tile_columns);
   const size_t run_bytes = kVectors ? 0 : static_cast<size_t>(C) * Tile::kPlanes * in.run_pitch * sizeof(T);
   const int items = in.tile_groups * in.tile_columns;
-  const int threads = parts(parts(items, parts(items, kThreads)), 32) * 32;
+  const int threads = ceil_divide(ceil_divide(items, ceil_divide(items, kThreads)), 32) * 32;
   launch("depthwise upsampling", upsample<T, S, K, C, kVectors>, in.channels.grid(in.plane_groups * in.tiles), threads,
          in.weight_bytes + run_bytes, stream, in);
   return true;
@@ -1008,21 +1006,11 @@ constexpr int kMostProducts = 1024;
 // A block's shared memory, which every GPU has; only where one group's rows need more, a block may take all there is.
 constexpr int64_t kSharedBytes = 64 * 1024;
 
-int64_t most_shared_bytes() {
-  int device = 0, bytes = 0;
-  check_cuda(cudaGetDevice(&device), "finding the current device");
-  check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-             "reading the device's shared memory");
-  return bytes;
-}
-
 // Whether the kernel takes the problem; its weights and rows must fit in shared memory.
 template <class T, class Walk, int C, bool kVectors>
 bool launch_correlate(CorrelatingArguments<T> in, cudaStream_t stream) {
   using Tile = CorrelatingTile<T, Walk, C, kVectors>;
   constexpr int kVector = 16 / sizeof(T);
-  const auto parts = [](int all, int most) { return (all + most - 1) / most; };
-  const auto share = [&](int all, int most) { return parts(all, parts(all, most)); };  // of equal parts
   const int64_t weights = int64_t{in.channels.sources} * C * Tile::kWeights;
   const int64_t weight_bytes = weights * static_cast<int64_t>(sizeof(Accumulator<T>));
   if (weight_bytes > kWeightBytes || in.channels.sources * Walk::K_D * Walk::K * Walk::K > kMostProducts) return false;
@@ -1032,10 +1020,10 @@ bool launch_correlate(CorrelatingArguments<T> in, cudaStream_t stream) {
   in.segments = kVectors ? shape.narrow_w / Tile::kColumns : shape.narrow_w + Tile::kAfter;
   // Of a row that is too long for a block; segments beyond the last column make them equal.
   constexpr int kMostItems = kWarps * Tile::kLanes;
-  const int pieces = parts(in.segments, kMostItems);
-  if (!kVectors) in.segments = parts(in.segments, pieces) * pieces;
+  const int pieces = ceil_divide(in.segments, kMostItems);
+  if (!kVectors) in.segments = ceil_divide(in.segments, pieces) * pieces;
   in.by_segments = Divisor<int32_t>(in.segments);
-  const int groups = parts(shape.narrow_h, Tile::kGroup);
+  const int groups = ceil_divide(shape.narrow_h, Tile::kGroup);
   in.items = groups * in.segments;
   const auto stage_elements = [&](int block_groups) {
     const int rows = smaller((block_groups - 1) * Tile::kGroup * Tile::kStride + Tile::kRows, shape.wide_h);
@@ -1045,15 +1033,16 @@ bool launch_correlate(CorrelatingArguments<T> in, cudaStream_t stream) {
     const int64_t stage_bytes = Tile::kStaged ? stage_elements(block_groups) * static_cast<int64_t>(sizeof(T)) : 0;
     return static_cast<int64_t>(in.weight_bytes) + kStages * stage_bytes;
   };
-  int block_groups = pieces > 1 ? 1 : share(groups, kMostItems / in.segments);
-  while (block_groups > 1 && shared_bytes(block_groups) > kSharedBytes) block_groups = share(groups, block_groups - 1);
-  in.block_items = parts(block_groups * in.segments, pieces);
+  int block_groups = pieces > 1 ? 1 : equal_share(groups, kMostItems / in.segments);
+  while (block_groups > 1 && shared_bytes(block_groups) > kSharedBytes)
+    block_groups = equal_share(groups, block_groups - 1);
+  in.block_items = ceil_divide(block_groups * in.segments, pieces);
   if (in.segments % pieces != 0) block_groups = 2;  // pieces of vectors may reach from group to group
   if (shared_bytes(block_groups) > kSharedBytes && shared_bytes(block_groups) > most_shared_bytes()) return false;
   in.stage_pitch = static_cast<int>(stage_elements(block_groups));
-  in.tile_blocks = parts(in.items, in.block_items);
+  in.tile_blocks = ceil_divide(in.items, in.block_items);
   in.by_tile_blocks = Divisor<int32_t>(in.tile_blocks);
-  const int warps = parts(in.block_items, Tile::kLanes);
+  const int warps = ceil_divide(in.block_items, Tile::kLanes);
   in.wide_row_bytes = shape.wide_w * static_cast<int64_t>(sizeof(T));
   in.wide_plane_bytes = shape.wide_h * in.wide_row_bytes;
   in.narrow_row_bytes = shape.narrow_w * static_cast<int64_t>(sizeof(T));
@@ -1442,13 +1431,14 @@ bool gather_narrow_groups(const Problem& problem, Operator op, const T* source, 
 }
 
 template <class T>
-void gather_depthwise(const Problem& problem, Operator op, bool bands, const T* source, const T* weight, const T* bias,
-                      T* destination, cudaStream_t stream) {
+void gather_depthwise(const Problem& problem, Operator op, const Target& target, const T* source, const T* weight,
+                      const T* bias, T* destination, cudaStream_t stream) {
   if (!fits_32_bits(problem)) {
     return gather_depthwise<T, int64_t>(problem, op, source, weight, bias, destination, stream);
   }
   if constexpr (sizeof(T) == 2) {
-    if (bands && op == Operator::forward && forward_by_bands<T>(problem, source, weight, bias, destination, stream)) {
+    if (target.compute_capability >= 80 && op == Operator::forward &&
+        forward_by_bands<T>(problem, target, source, weight, bias, destination, stream)) {
       return;
     }
   }
@@ -1466,9 +1456,10 @@ void reduce_depthwise(const Problem& problem, int64_t parts, const T* grad_outpu
   reduce_depthwise<T, int32_t>(problem, parts, grad_output, input, partials, stream);
 }
 
-#define CONVT3D_INSTANTIATE(T)                                                                                    \
-  template bool gather_narrow_groups(const Problem&, Operator, const T*, const T*, const T*, T*, cudaStream_t);   \
-  template void gather_depthwise(const Problem&, Operator, bool, const T*, const T*, const T*, T*, cudaStream_t); \
+#define CONVT3D_INSTANTIATE(T)                                                                                  \
+  template bool gather_narrow_groups(const Problem&, Operator, const T*, const T*, const T*, T*, cudaStream_t); \
+  template void gather_depthwise(const Problem&, Operator, const Target&, const T*, const T*, const T*, T*,     \
+                                 cudaStream_t);                                                                 \
   template void reduce_depthwise(const Problem&, int64_t, const T*, const T*, Accumulator<T>*, cudaStream_t);
 CONVT3D_INSTANTIATE(double)
 CONVT3D_INSTANTIATE(float)

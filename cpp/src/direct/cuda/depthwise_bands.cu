@@ -31,9 +31,6 @@ constexpr int kMostWarps = 8, kResidentBlocks = 2;  // of a block, and of a mult
 constexpr int kWindow = 16;                         // destinations of a window, and sources
 constexpr int kOfLane = 4;                          // destinations that a lane holds of a window, neighbours
 
-int parts_of(int all, int most) { return (all + most - 1) / most; }
-int equal_share(int all, int most) { return parts_of(all, parts_of(all, most)); }
-
 // The taps of a row between a window's destinations and its sources, of which the first lies at `first`, counted from
 // the source that is as far from the row's begin as the window's first destination.
 struct Band {
@@ -397,29 +394,23 @@ constexpr int64_t kRunBytes = 40 * 1024, kBandBytes = 40 * 1024, kStageBytes = 2
 // Windows that a block makes of each plane and residue, about.
 constexpr int kBlockWindows = 320;
 
-int64_t device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  check_cuda(cudaGetDevice(&device), "finding the current device");
-  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "reading a device's attribute");
-  return value;
-}
-
 // How many pairs of planes a block makes one after the other, so that all blocks of `columns` times as many pairs end
 // at about the same time: those of one multiprocessor share it, and each begins with its bands and without sources,
 // which takes about as long as a pair.
-int pairs_of_block(int pairs, int64_t columns) {
+int pairs_of_block(int pairs, int64_t columns, int64_t multiprocessors) {
   constexpr int kMostChunks = 1024;
-  const int64_t resident = kResidentBlocks * device_attribute(cudaDevAttrMultiProcessorCount);
   int best = 1;
   int64_t least = std::numeric_limits<int64_t>::max();
-  for (int chunks = 1; chunks <= std::min(pairs, kMostChunks); ++chunks) {
-    const int each = parts_of(pairs, chunks);
-    const int64_t blocks = parts_of(pairs, each) * columns;
-    const int64_t time = (blocks + resident - 1) / resident * (each + 1);
+  for (int chunks = 1; chunks <= std::min(pairs, kMostChunks);) {
+    const int each = ceil_divide(pairs, chunks);
+    const int64_t blocks = ceil_divide(pairs, each) * columns;
+    const int64_t time = ceil_divide(blocks, kResidentBlocks * multiprocessors) * (each + 1);
     if (time < least) {
       least = time;
       best = each;
     }
+    if (each == 1) break;
+    chunks = ceil_divide(pairs, each - 1);  // the fewest that have less each
   }
   return best;
 }
@@ -434,8 +425,8 @@ auto kernel_for(int plane_shifts, int row_shifts) {
 }  // namespace
 
 template <class T>
-bool forward_by_bands(const Problem& problem, const T* source, const T* weight, const T* bias, T* destination,
-                      cudaStream_t stream) {
+bool forward_by_bands(const Problem& problem, const Target& target, const T* source, const T* weight, const T* bias,
+                      T* destination, cudaStream_t stream) {
   constexpr int kVector = 16 / sizeof(T);
   if (problem.layout != Layout::ncdhw) return false;
   for (int axis = 0; axis < 2; ++axis) {
@@ -463,15 +454,15 @@ bool forward_by_bands(const Problem& problem, const T* source, const T* weight, 
   in.volumes = problem.batch * problem.in_channels;
   in.source_volume = problem.input_voxels();
   in.destination_volume = problem.output_voxels();
-  in.plane_shifts = parts_of(depth.kernel, kStride);
-  in.row_shifts = parts_of(height.kernel, kStride);
+  in.plane_shifts = ceil_divide(depth.kernel, kStride);
+  in.row_shifts = ceil_divide(height.kernel, kStride);
   in.first_q = height.padding / kStride;
-  in.rows = parts_of(height.output + height.padding % kStride, kStride);
-  in.windows = parts_of(width.output + variants - 1, kWindow);
+  in.rows = ceil_divide(height.output + height.padding % kStride, kStride);
+  in.windows = ceil_divide(width.output + variants - 1, kWindow);
   in.window_step = kWindow / width.stride;
-  in.plane_pairs = parts_of(depth.output + depth.padding % kStride, kStride);
+  in.plane_pairs = ceil_divide(depth.output + depth.padding % kStride, kStride);
   in.margin = in.band.first - floor_divide(in.band.first, kVector) * kVector;
-  in.row_vectors = parts_of(in.margin + in.window_step * (in.windows - 1) + kWindow, kVector);
+  in.row_vectors = ceil_divide(in.margin + in.window_step * (in.windows - 1) + kWindow, kVector);
   // Eight windows take every bank of shared memory once, wherever one row ends and the next begins.
   const int banks = 8 * in.window_step, needed = in.row_vectors * kVector;
   in.pitch = needed + ((in.window_step * in.windows - needed) % banks + banks) % banks / kVector * kVector;
@@ -483,20 +474,19 @@ bool forward_by_bands(const Problem& problem, const T* source, const T* weight, 
     if (most == 0) return false;
     in.tile_rows = equal_share(in.rows, static_cast<int>(std::min<int64_t>(in.tile_rows, most)));
   }
-  in.tiles = parts_of(in.rows, in.tile_rows);
+  in.tiles = ceil_divide(in.rows, in.tile_rows);
   in.stage_rows = in.tile_rows + in.row_shifts - 1;
-  in.run_pitch = (parts_of(kStride * in.tile_rows * width.output, kVector) + 2) * kVector;
+  in.run_pitch = (ceil_divide(kStride * in.tile_rows * width.output, kVector) + 2) * kVector;
   const int64_t stage_bytes = int64_t{in.plane_shifts} * in.stage_rows * in.pitch * static_cast<int64_t>(sizeof(T));
   const int64_t lines = int64_t{variants} * in.plane_shifts * in.row_shifts * kStride * kStride;
   const int64_t band_bytes = lines * 32 * static_cast<int64_t>(sizeof(uint4));
   const int64_t run_bytes =
       rows == Rows::sectors ? 0 : int64_t{kStride} * in.run_pitch * static_cast<int64_t>(sizeof(T));
   const int64_t shared_bytes = band_bytes + kStages * stage_bytes + run_bytes;
-  if (stage_bytes > kStageBytes || band_bytes > kBandBytes ||
-      shared_bytes > device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) {
+  if (stage_bytes > kStageBytes || band_bytes > kBandBytes || shared_bytes > most_shared_bytes()) {
     return false;
   }
-  in.block_pairs = pairs_of_block(in.plane_pairs, in.tiles * in.volumes);
+  in.block_pairs = pairs_of_block(in.plane_pairs, in.tiles * in.volumes, target.parallelism);
   in.stage_elements = in.plane_shifts * in.stage_rows * in.pitch;
   in.band_bytes = static_cast<size_t>(band_bytes);
   in.by_tiles = Divisor<int32_t>(in.tiles);
@@ -506,16 +496,17 @@ bool forward_by_bands(const Problem& problem, const T* source, const T* weight, 
   const auto kernel = rows == Rows::odd       ? kernel_for<T, Rows::odd>(in.plane_shifts, in.row_shifts)
                       : rows == Rows::sectors ? kernel_for<T, Rows::sectors>(in.plane_shifts, in.row_shifts)
                                               : kernel_for<T, Rows::words>(in.plane_shifts, in.row_shifts);
-  const int items = parts_of(in.tile_rows * in.windows, 16);
-  const int warps = kStride * parts_of(items, parts_of(items, kMostWarps / kStride));
-  const dim3 grid(static_cast<unsigned>(parts_of(in.plane_pairs, in.block_pairs) * in.tiles),
+  const int items = ceil_divide(in.tile_rows * in.windows, 16);
+  const int warps = kStride * ceil_divide(items, ceil_divide(items, kMostWarps / kStride));
+  const dim3 grid(static_cast<unsigned>(ceil_divide(in.plane_pairs, in.block_pairs) * in.tiles),
                   static_cast<unsigned>(std::min<int64_t>(in.volumes, 65535)));
   launch("depthwise upsampling", kernel, grid, 32 * warps, static_cast<size_t>(shared_bytes), stream, in);
   return true;
 }
 
-template bool forward_by_bands(const Problem&, const __half*, const __half*, const __half*, __half*, cudaStream_t);
-template bool forward_by_bands(const Problem&, const __nv_bfloat16*, const __nv_bfloat16*, const __nv_bfloat16*,
-                               __nv_bfloat16*, cudaStream_t);
+template bool forward_by_bands(const Problem&, const Target&, const __half*, const __half*, const __half*, __half*,
+                               cudaStream_t);
+template bool forward_by_bands(const Problem&, const Target&, const __nv_bfloat16*, const __nv_bfloat16*,
+                               const __nv_bfloat16*, __nv_bfloat16*, cudaStream_t);
 
 }  // namespace convt3d::direct

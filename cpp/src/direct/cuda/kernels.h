@@ -20,10 +20,10 @@ template <class T>
 void reduce_simt(const Problem& problem, int64_t parts, const T* grad_output, const T* input, Accumulator<T>* partials,
                  cudaStream_t stream);
 
-// The same, where every group has one input and one output channel; with `bands`, on tensor cores where that suits.
+// The same, where every group has one input and one output channel.
 template <class T>
-void gather_depthwise(const Problem& problem, Operator op, bool bands, const T* source, const T* weight, const T* bias,
-                      T* destination, cudaStream_t stream);
+void gather_depthwise(const Problem& problem, Operator op, const Target& target, const T* source, const T* weight,
+                      const T* bias, T* destination, cudaStream_t stream);
 template <class T>
 void reduce_depthwise(const Problem& problem, int64_t parts, const T* grad_output, const T* input,
                       Accumulator<T>* partials, cudaStream_t stream);
