@@ -222,6 +222,26 @@ BANDS = {
     "volumes in turn": Case(1, 66000, 66000, 66000, (2, 2, 4), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
 }
 
+#: Depthwise grad_input that they compute so: rows of grad_output that begin with vectors, between them alike or not,
+#: and between words, tiles at the volume's ends, and blocks that go on from one tile to the next.
+GRAD_INPUT_BANDS = {
+    "whole rows": Case(2, 3, 3, 3, (5, 13, 48), (4, 4, 4), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    "odd rows": Case(2, 3, 3, 3, (5, 13, 48), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    "odd rows of even planes": Case(2, 3, 3, 3, (4, 12, 24), (3, 3, 3), (2, 2, 2), (0, 1, 0), (0, 1, 0)),
+    "words": Case(2, 3, 3, 3, (5, 13, 9), (4, 4, 4), (2, 2, 2), (0, 1, 1), (1, 0, 0)),
+    "one window": Case(1, 1, 1, 1, (1, 1, 8), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    "tiles": Case(1, 3, 3, 3, (3, 43, 20), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+    "whole rows in tiles": Case(1, 3, 3, 3, (3, 43, 20), (4, 4, 4), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    "wide rows": Case(1, 3, 3, 3, (4, 9, 251), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    "high planes": Case(1, 3, 3, 3, (4, 100, 11), (4, 4, 4), (2, 2, 2), (1, 2, 2), (0, 0, 1)),
+    "long rows of taps": Case(2, 3, 3, 3, (5, 13, 20), (3, 3, 7), (2, 2, 2), (1, 1, 3), (0, 0, 0)),
+    "short rows of taps": Case(2, 3, 3, 3, (5, 13, 20), (4, 4, 2), (2, 2, 2), (1, 1, 0), (0, 0, 0)),
+    "dilated rows": Case(2, 3, 3, 3, (5, 13, 32), (3, 3, 3), (2, 2, 2), (1, 1, 3), (1, 1, 1), (1, 1, 3)),
+    "padding beyond the kernel": Case(2, 3, 3, 3, (5, 13, 32), (4, 4, 4), (2, 2, 2), (4, 5, 2), (0, 0, 0)),
+    "tiles in turn": Case(2, 300, 300, 300, (12, 9, 16), (4, 4, 4), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    "tiles of odd rows in turn": Case(2, 400, 400, 400, (12, 9, 16), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+}
+
 
 def native(case: Case, tensors: Tensors, operator: str, dtype: torch.dtype) -> list[Tensor]:
     """PyTorch's results of an operator, computed in `dtype`."""

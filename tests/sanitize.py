@@ -21,6 +21,7 @@ from cases import (
     BOUNDS,
     BOXED,
     COPIED,
+    GRAD_INPUT_BANDS,
     LAYOUTS,
     MANY_RUNS,
     MANY_TILES,
@@ -81,11 +82,12 @@ def calls(device: torch.device, algorithms: list[str]) -> list[Callable[[], None
     forward = [("forward", case, precision) for case in COPIED.values() for precision in ("float16", "tf32")]
     forward += [("forward", case, "tf32") for case in BOXED.values()]
     forward += [("forward", case, "bfloat16") for case in BANDS.values()]
+    backward = [("grad_input", case, "bfloat16") for case in GRAD_INPUT_BANDS.values()]
     special = [
         functools.partial(
             compute, device, "direct", case, operator, torch.contiguous_format, dtype_of(precision), True, 1 << 30
         )
-        for operator, case, precision in (*handed_over, *forward)
+        for operator, case, precision in (*handed_over, *forward, *backward)
         if "direct" in algorithms
     ]
     return [*bias_gradients, *operators, *special]

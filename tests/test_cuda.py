@@ -20,6 +20,7 @@ from cases import (
     BOUNDS,
     BOXED,
     COPIED,
+    GRAD_INPUT_BANDS,
     HALF_TYPES,
     LAYOUTS,
     MANY_RUNS,
@@ -203,6 +204,34 @@ def test_direct_by_bands_of_what_is_not_finite(name: str, value: float, precisio
     (expected,) = native(case, tensors, "forward", torch.float64)
     assert torch.equal(result.isnan(), expected.isnan())
     assert 0 < (~expected.isfinite()).sum() <= math.prod(case.kernel)
+    check_where_finite(result, expected, bound_of(precision))
+
+
+@pytest.mark.parametrize("elements", [0, 1, 6])
+@pytest.mark.parametrize("precision", HALF_TYPES)
+@pytest.mark.parametrize("name", GRAD_INPUT_BANDS)
+def test_direct_grad_input_by_bands(name: str, precision: str, elements: int) -> None:
+    case = GRAD_INPUT_BANDS[name]
+    tensors = case.tensors(CUDA, dtype_of(precision), torch.contiguous_format, seed=1)
+    tensors = dataclasses.replace(tensors, grad_output=_shifted(tensors.grad_output, 16 + elements))
+    poison(CUDA)
+    results = ours(case, tensors, "grad_input", "direct")
+    assert relative_error(results, native(case, tensors, "grad_input", torch.float64)) <= bound_of(precision)
+
+
+@pytest.mark.parametrize("precision", HALF_TYPES)
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("name", ["whole rows", "odd rows", "words", "dilated rows"])
+def test_direct_grad_input_by_bands_of_what_is_not_finite(name: str, value: float, precision: str) -> None:
+    """What has no tap there stays finite, though the bands have zeros there, and rows lie beside each other."""
+    case = GRAD_INPUT_BANDS[name]
+    tensors = case.tensors(CUDA, dtype_of(precision), torch.contiguous_format, seed=1)
+    tensors.grad_output[1, 2, 3, 7, 5] = value
+    tensors.grad_output[0, 1, 4, 9, -1] = value
+    (result,) = ours(case, tensors, "grad_input", "direct")
+    (expected,) = native(case, tensors, "grad_input", torch.float64)
+    assert torch.equal(result.isnan(), expected.isnan())
+    assert 0 < (~expected.isfinite()).sum() <= 2 * math.prod(case.kernel)
     check_where_finite(result, expected, bound_of(precision))
 
 

@@ -58,6 +58,19 @@ __device__ __forceinline__ void store_shared_if(bool condition, uint32_t address
                : "memory");
 }
 
+__device__ __forceinline__ void store_global_if(bool condition, void* to, uint32_t value) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.s32 p, %0, 0;\n@p st.global.b32 [%1], %2;\n}" ::"r"(static_cast<int>(condition)),
+      "l"(__cvta_generic_to_global(to)), "r"(value)
+      : "memory");
+}
+__device__ __forceinline__ void store_global_if(bool condition, void* to, uint16_t value) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.s32 p, %0, 0;\n@p st.global.b16 [%1], %2;\n}" ::"r"(static_cast<int>(condition)),
+      "l"(__cvta_generic_to_global(to)), "h"(value)
+      : "memory");
+}
+
 // Four 8 x 16-byte matrices; lane l names row l % 8 of matrix l / 8, 16-byte aligned.
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -122,6 +122,11 @@ template <class T>
 bool forward_by_bands(const Problem& problem, const Target& target, const T* source, const T* weight, const T* bias,
                       T* destination, cudaStream_t stream);
 
+// The same for grad_input, from compute capability 9.0 on.
+template <class T>
+bool grad_input_by_bands(const Problem& problem, const Target& target, const T* grad_output, const T* weight,
+                         T* grad_input, cudaStream_t stream);
+
 // The size of one of as few equal parts as have at most `most` each, of which the last may be smaller.
 inline int equal_share(int all, int most) { return ceil_divide(all, ceil_divide(all, most)); }
 

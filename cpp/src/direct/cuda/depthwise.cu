@@ -1437,8 +1437,9 @@ void gather_depthwise(const Problem& problem, Operator op, const Target& target,
     return gather_depthwise<T, int64_t>(problem, op, source, weight, bias, destination, stream);
   }
   if constexpr (sizeof(T) == 2) {
-    if (target.compute_capability >= 80 && op == Operator::forward &&
-        forward_by_bands<T>(problem, target, source, weight, bias, destination, stream)) {
+    if (target.compute_capability >= 80 &&
+        (op == Operator::forward ? forward_by_bands<T>(problem, target, source, weight, bias, destination, stream)
+                                 : grad_input_by_bands<T>(problem, target, source, weight, destination, stream))) {
       return;
     }
   }

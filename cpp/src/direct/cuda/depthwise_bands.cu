@@ -16,11 +16,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <type_traits>
 
 #include "cuda/launch.h"
 #include "cuda/ptx.h"
 #include "direct/cuda/contacts.h"
+#include "direct/cuda/finiteness.h"
 #include "direct/cuda/kernels.h"
 #include "direct/cuda/rows.h"
 
@@ -110,22 +110,6 @@ __device__ __forceinline__ uint2 words_of(const float (&pairs)[2][4], int m) {
   const Elements<T, kOfLane> results = rounded<T>(sums);
   return *reinterpret_cast<const uint2*>(&results);
 }
-
-// Whether all of the results that it has seen are finite: 0 times one is 0 then, else NaN.
-template <class T>
-class Finiteness {
- public:
-  __device__ void see(uint32_t pair) {
-#if CONVT3D_HAS_MMA
-    sum_ = __hfma2(*reinterpret_cast<const Pair*>(&pair), Pair{}, sum_);
-#endif
-  }
-  __device__ bool all() const { return (*reinterpret_cast<const uint32_t*>(&sum_) & 0x7fff7fffu) == 0; }
-
- private:
-  using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
-  Pair sum_ = Pair{};
-};
 
 template <class T>
 struct UpsamplingArguments : Axes {
