@@ -27,6 +27,7 @@ constexpr int kPlaceRows = 4;                  // of destinations: the windows o
 constexpr int kPeriod = kStride * kPlaceRows;  // source rows after which they lie alike between vectors
 constexpr int kTableRow = 40;                  // elements: kStride * kWindow before a row of taps, and kReach
 constexpr int kSlots = 3;                      // pairs of source planes in shared memory
+constexpr int kBarrierBytes = 16;              // of shared memory, which vectors follow
 constexpr int kVector = 8, kElementBytes = 2;  // elements of 16 bytes
 
 // Blocks of a multiprocessor, as registers for the bands allow.
@@ -43,7 +44,7 @@ struct CorrelatingArguments {
   int windows;                                // of a row
   int tile_rows, tiles;                       // of destinations
   int places;                                 // of a tile
-  int64_t steps, share;                       // places of all tiles and planes, and a block's
+  int64_t steps, share;                       // planes of all tiles, and those that a block makes
   int stage_rows, run_rows, runs;             // of a source plane in shared memory, of a run, and runs
   int lift, turn;                             // bytes left out of shared memory after one period of rows, and after two
   int plane_bytes, slot_bytes;                // of shared memory
@@ -86,10 +87,11 @@ __device__ __forceinline__ float gathered_alone(const Axis<int32_t>& depth, cons
 
 // What a lane has of eight places, each of which is four windows, one below the other.
 struct Places {
-  uint32_t from, from_next;  // where a place's first source lies in shared memory, and less the rows up to that, what
-                             // rows from the next period on lie from
-  uint32_t within[2][2];     // which first and last sources of windows are their row's, if these begin one earlier
-  int to, live_rows;         // of the destinations
+  // Where a place's first source lies in shared memory that the lane loads, but for its row; and the same for rows of
+  // the next period, which more is left out before.
+  uint32_t from, from_next;
+  uint32_t within[2][2];  // masks of a window's first and last sources that its row has, by whether it begins earlier
+  int to, live_rows;      // of the destinations
 
   template <class T>
   __device__ Places(const CorrelatingArguments<T>& in, uint32_t ring, int first_y, int lane, int item) {
@@ -133,8 +135,8 @@ __global__ void __launch_bounds__(32 * kMostWarps, resident_blocks(kKernel))
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int threads = static_cast<int>(blockDim.x), warps = threads / 32;
   const uint32_t ring = ptx::shared_address(shared), barriers = ring + kSlots * in.slot_bytes;
-  const auto barrier_of = [&](int slot) { return barriers + 8 * slot; };
-  T* const table = reinterpret_cast<T*>(shared + kSlots * (in.slot_bytes + 16));
+  const auto barrier_of = [&](int slot) { return barriers + kBarrierBytes * slot; };
+  T* const table = reinterpret_cast<T*>(shared + kSlots * (in.slot_bytes + kBarrierBytes));
   const int plane_elements = height.output * width.output;
 
   if (threadIdx.x == 0) {
@@ -144,11 +146,11 @@ __global__ void __launch_bounds__(32 * kMostWarps, resident_blocks(kKernel))
   for (int i = static_cast<int>(threadIdx.x); i < 2 * kKernel * kKernel * kTableRow; i += threads) table[i] = T(0.0f);
 
   for (int64_t step = blockIdx.x * in.share, end_step = smaller(step + in.share, in.steps); step < end_step;) {
-    const int64_t column = step / depth.input, volume = column / in.tiles;
-    const int first_z = static_cast<int>(step - column * depth.input);
+    const int64_t tile = step / depth.input, volume = tile / in.tiles;
+    const int first_z = static_cast<int>(step - tile * depth.input);
     const int end_z = static_cast<int>(smaller<int64_t>(depth.input, first_z + end_step - step));
     step += end_z - first_z;
-    const int first_y = static_cast<int>(column - volume * in.tiles) * in.tile_rows;
+    const int first_y = static_cast<int>(tile - volume * in.tiles) * in.tile_rows;
     const int first_row = kStride * first_y - height.padding;  // of the sources
     // The run of a pair's rows that this thread has copied, less what lies outside of the volume.
     const int run = warp + lane * warps, run_plane = run >= in.runs ? 1 : 0;
@@ -159,9 +161,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, resident_blocks(kKernel))
     const T* const source = in.source + volume * in.source_volume;
     const int past = elements_past_vector(source), end = past + static_cast<int>(in.source_volume);
     const T* const vectors = source - past;
-    const int weight_count = kKernel * kKernel * width.kernel;
-    const T* const weights = in.weight + volume % in.channels * weight_count;
-    T weight = weights[smaller(static_cast<int>(threadIdx.x), weight_count - 1)];  // on its way meanwhile
+    const T* const weights = in.weight + volume % in.channels * (kKernel * kKernel * width.kernel);
     // The first source of a row's windows, counted from `vectors` on.
     const auto first_source = [&](int plane, int row) {
       return past + plane * plane_elements + row * width.output - width.padding;
@@ -202,27 +202,21 @@ __global__ void __launch_bounds__(32 * kMostWarps, resident_blocks(kKernel))
       }
       ptx::fence_shared_for_wgmma();
     };
-    // Rows outside of the volume stay zeros but for what vectors hold beside the first row and the last: that is
-    // cleared once a pair has arrived. Depending on the plane they lie at most 14 bytes further.
+    // Rows outside of the volume stay zeros but for what a copy's first and last vectors hold beside the volume's rows,
+    // within 14 bytes, and as rows lie up to 14 bytes further, depending on the plane. One warp clears that once a pair
+    // has arrived.
     const auto clear_around_rows = [&](int pair, int slot) {
       constexpr int kElements = 32 / kElementBytes;
-      if (threadIdx.x >= 32) return;
-      const int p = lane / kElements, e = lane % kElements;
-      const auto address_of = [&](int row) {
-        const int stage_row = row - first_row;
-        const int first = first_source(kStride * pair - depth.padding + p, first_row);
-        return ring + slot * in.slot_bytes + p * in.plane_bytes +
-               kElementBytes * ((first & (kVector - 1)) + width.padding + stage_row * width.output);
+      if (warp != 0) return;
+      const int p = lane / kElements, e = lane % kElements, rows_below = height.output - first_row;
+      const int first = first_source(kStride * pair - depth.padding + p, first_row) & (kVector - 1);
+      const auto address_of = [&](int stage_row, int run_of) {
+        return ring + slot * in.slot_bytes + p * in.plane_bytes + in.left_out_before(run_of) +
+               kElementBytes * (first + width.padding + stage_row * width.output);
       };
-      if (first_row < 0) {
-        ptx::store_shared_if(true, address_of(0) + in.left_out_before(-first_row) - kElementBytes * (e + 1),
-                             uint16_t{0});
-      }
-      if (inside(height.output - first_row - 1, in.stage_rows - 1)) {
-        ptx::store_shared_if(
-            true, address_of(height.output) + in.left_out_before(height.output - first_row - 1) + kElementBytes * e,
-            uint16_t{0});
-      }
+      ptx::store_shared_if(first_row < 0, address_of(-first_row, -first_row) - kElementBytes * (e + 1), uint16_t{0});
+      ptx::store_shared_if(inside(rows_below - 1, in.stage_rows - 1),
+                           address_of(rows_below, rows_below - 1) + kElementBytes * e, uint16_t{0});
       ptx::fence_shared_for_wgmma();
     };
     const auto wait_for_pair = [&](int slot) {
@@ -231,7 +225,6 @@ __global__ void __launch_bounds__(32 * kMostWarps, resident_blocks(kKernel))
     };
 
     __syncthreads();  // Shared memory has been read for the rows before.
-#pragma unroll 8
     for (int i = static_cast<int>(threadIdx.x); i < kSlots * in.slot_bytes / 16; i += threads) {
       reinterpret_cast<uint4*>(shared)[i] = uint4{};
     }
@@ -243,12 +236,10 @@ __global__ void __launch_bounds__(32 * kMostWarps, resident_blocks(kKernel))
     Places places(in, ring, first_y, lane, warp);
 
     // A row of taps by their distance from a window's first destination, with zeros around; and the same one further.
-    for (int i = static_cast<int>(threadIdx.x); i < weight_count; i += threads) {
-      if (i >= threads) weight = weights[i];
+    for (int i = static_cast<int>(threadIdx.x); i < kKernel * kKernel * width.kernel; i += threads) {
       const int line = i / width.kernel, distance = (i - line * width.kernel) * width.dilation;
-#pragma unroll
       for (int earlier = 0; earlier < 2; ++earlier) {
-        table[(earlier * kKernel * kKernel + line) * kTableRow + kStride * kWindow + earlier + distance] = weight;
+        table[(earlier * kKernel * kKernel + line) * kTableRow + kStride * kWindow + earlier + distance] = weights[i];
       }
     }
     __syncthreads();
@@ -415,8 +406,8 @@ bool grad_input_by_bands(const Problem& problem, const Target& target, const T* 
       ceil_divide(in.stage_rows * kElementBytes * width.output, 16) * 16 + in.left_out_before(in.stage_rows) + 32;
   in.slot_bytes = kStride * in.plane_bytes + 64;
   const int warps = ceil_divide(ceil_divide(in.places, 8), ceil_divide(in.places, 8 * kMostWarps));
-  const int64_t shared_bytes =
-      int64_t{kSlots} * (in.slot_bytes + 16) + int64_t{2} * depth.kernel * height.kernel * kTableRow * kElementBytes;
+  const int64_t shared_bytes = int64_t{kSlots} * (in.slot_bytes + kBarrierBytes) +
+                               int64_t{2} * depth.kernel * height.kernel * kTableRow * kElementBytes;
   if (shared_bytes > most_shared_bytes()) return false;
   in.steps = problem.batch * problem.in_channels * in.tiles * depth.input;
   in.share = share_of_block(in.steps, depth.input, int64_t{resident_blocks(depth.kernel)} * target.parallelism);
