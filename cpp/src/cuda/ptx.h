@@ -58,6 +58,18 @@ __device__ __forceinline__ void store_shared_if(bool condition, uint32_t address
                : "memory");
 }
 
+// Where any of `bits` is set: tests of many are one instruction.
+__device__ __forceinline__ void store_shared_if_any(uint32_t bits, uint32_t address, uint32_t value) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %0, 0;\n@p st.shared.b32 [%1], %2;\n}" ::"r"(bits), "r"(address),
+               "r"(value)
+               : "memory");
+}
+__device__ __forceinline__ void store_shared_if_any(uint32_t bits, uint32_t address, uint16_t value) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %0, 0;\n@p st.shared.b16 [%1], %2;\n}" ::"r"(bits), "r"(address),
+               "h"(value)
+               : "memory");
+}
+
 __device__ __forceinline__ void store_global_if(bool condition, void* to, uint32_t value) {
   asm volatile(
       "{\n.reg .pred p;\nsetp.ne.s32 p, %0, 0;\n@p st.global.b32 [%1], %2;\n}" ::"r"(static_cast<int>(condition)),

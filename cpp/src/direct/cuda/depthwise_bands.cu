@@ -131,7 +131,8 @@ struct UpsamplingArguments : Axes {
   int run_pitch;                // elements from plane to plane of the outputs there
   bool whole_vectors;           // whether source rows are
   int stage_elements;           // of a stage
-  size_t band_bytes;
+  int places;                   // of a plane's rows, filled up to whole items
+  size_t band_bytes, run_bytes;
   Divisor<int32_t> by_tiles, by_windows, by_vectors, by_stage_rows;
 };
 
@@ -140,6 +141,14 @@ constexpr int kStages = 2;  // of shared memory: one is read while the other is 
 
 // Rows of destinations: whole sectors of 32 bytes, or whole words, or such that every other one begins between words.
 enum class Rows { sectors, words, odd };
+
+// What a lane needs for its four destinations of a place, in both rows, where these are no whole sectors: found once,
+// as it takes more instructions than their products.
+struct Place {
+  uint32_t from;    // bytes from the stage's begin to the place's window
+  uint16_t to;      // elements from the row before the block's first one
+  uint16_t stores;  // bits, three for each row: the first word, the second one, and an element alone
+};
 
 // With plane + padding = 2 * q + p, tap j of residue p = j % 2 reads source plane q - j / 2, and rows alike, so that a
 // fragment of windows serves two planes and two rows of each. A block makes rows of a few pairs of planes. It puts the
@@ -150,7 +159,7 @@ enum class Rows { sectors, words, odd };
 // between words begin one element earlier. kShifts is how many source planes, and rows, a destination meets at most,
 // and bands stay in registers; 0 takes any number, and reads them from shared memory each time. Bound by memory, which
 // on an H200 takes 120 cycles for 1024 outputs, next by instructions, some 360 for these where rows are sectors (kernel
-// 4), 460 where they are odd (kernel 3), that four schedulers share, and by two blocks being few to hide latencies.
+// 4), 350 where they are odd (kernel 3), that four schedulers share, and by two blocks being few to hide latencies.
 template <class T, Rows kRows, int kShifts>
 __global__ void __launch_bounds__(32 * kMostWarps, kResidentBlocks)
     upsample_by_bands(const __grid_constant__ UpsamplingArguments<T> in) {
@@ -159,6 +168,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, kResidentBlocks)
   uint4* const bands = reinterpret_cast<uint4*>(shared);  // shift of planes, of rows, p, r, variant, lane
   T* const stages = reinterpret_cast<T*>(shared + in.band_bytes);
   T* const runs = stages + kStages * in.stage_elements;
+  Place* const place_table = reinterpret_cast<Place*>(reinterpret_cast<unsigned char*>(runs) + in.run_bytes);
   const int plane_shifts = kShifts > 0 ? kShifts : in.plane_shifts, row_shifts = kShifts > 0 ? kShifts : in.row_shifts;
   const Axis<int32_t>&depth = in.depth, &height = in.height, &width = in.width;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -238,8 +248,9 @@ __global__ void __launch_bounds__(32 * kMostWarps, kResidentBlocks)
     const uint4* band_of[kStride];
 #pragma unroll
     for (int r = 0; r < kStride; ++r) {
-      odd[r] = kRows == Rows::odd ? (elements_past_vector(planes + p * plane_elements) + r - before) & 1 : 0;
-      lone[r] = odd[r] != 0 ? 1 : (width.output - 1) % kOfLane;
+      odd[r] =
+          kRows == Rows::odd ? ptx::opaque((elements_past_vector(planes + p * plane_elements) + r - before) & 1) : 0;
+      lone[r] = ptx::opaque(odd[r] != 0 ? 1 : (width.output - 1) % kOfLane);
       lone_column[r] = odd[r] != 0 ? -1 : width.output - 1 - lone[r];
       band_of[r] = bands + (((p * kStride + r) * kVariants + odd[r]) * 32 + lane);
     }
@@ -249,6 +260,27 @@ __global__ void __launch_bounds__(32 * kMostWarps, kResidentBlocks)
     for (int i = 0; i < kShiftsOfBoth; ++i) {
 #pragma unroll
       for (int r = 0; r < kStride; ++r) kept[i][r] = band_of[r][i * kLine];
+    }
+
+    if constexpr (kRows != Rows::sectors) {
+      for (int i = warp / kStride * 32 + lane; i < 4 * in.places; i += warps / kStride * 32) {
+        const int row = in.by_windows.quotient(i / 4), window = i / 4 - row * in.windows;
+        const int made_row = kStride * row - before, first_column = kWindow * window + i % 4 * kOfLane;
+        Place place{static_cast<uint32_t>(smaller(row, rows - 1) * row_bytes + window * window_bytes),
+                    static_cast<uint16_t>((made_row + 1) * width.output + first_column), 0};
+#pragma unroll
+        for (int r = 0; r < kStride; ++r) {
+          const int column = first_column - odd[r];
+          const bool lives = static_cast<unsigned>(made_row + r) < static_cast<unsigned>(made_rows);
+          const auto whole = [&](int first) {
+            return lives && static_cast<unsigned>(first) < static_cast<unsigned>(width.output - 1);
+          };
+          const bool alone = kRows == Rows::odd && lives && column == lone_column[r];
+          const int bits = (whole(column) ? 1 : 0) | (whole(column + 2) ? 2 : 0) | (alone ? 4 : 0);
+          place.stores = static_cast<uint16_t>(place.stores | bits << 3 * r);
+        }
+        place_table[p * 4 * in.places + i] = place;
+      }
     }
 
     int stage = 0;
@@ -273,17 +305,26 @@ __global__ void __launch_bounds__(32 * kMostWarps, kResidentBlocks)
       stage = stage == kStages - 1 ? 0 : stage + 1;
 
       T* const made = kRows == Rows::sectors ? ptx::opaque_global(made_at(p)) : made_at(p);
+      const uint32_t made_before =
+          kRows == Rows::sectors ? 0 : ptx::shared_address(made) - static_cast<uint32_t>(sizeof(T)) * width.output;
       for (int item = exists(p) ? warp / kStride : items; item < items; item += warps / kStride) {
         // A lane's places are windows lane / 4 of each eight. Those behind the last read the last row's sources.
-        int place_row[2], place_column[2];  // from row_begin on
-        uint32_t from[2];                   // in shared memory
+        int place_row[2], place_column[2];   // from row_begin on
+        uint32_t from[2], to[2], stores[2];  // in shared memory
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
-          const int place = item * 16 + 8 * m + lane / 4;
-          const int row = in.by_windows.quotient(place), window = place - row * in.windows;
-          place_row[m] = kStride * row - before;
-          place_column[m] = kWindow * window + lane % 4 * kOfLane;
-          from[m] = sources + smaller(row, rows - 1) * row_bytes + window * window_bytes;
+          if constexpr (kRows == Rows::sectors) {
+            const int place = item * 16 + 8 * m + lane / 4;
+            const int row = in.by_windows.quotient(place), window = place - row * in.windows;
+            place_row[m] = kStride * row - before;
+            place_column[m] = kWindow * window + lane % 4 * kOfLane;
+            from[m] = sources + smaller(row, rows - 1) * row_bytes + window * window_bytes;
+          } else {
+            const Place place = place_table[p * 4 * in.places + (item * 16 + 8 * m) * 4 + lane];
+            from[m] = sources + place.from;
+            to[m] = made_before + static_cast<uint32_t>(sizeof(T)) * place.to;
+            stores[m] = place.stores;
+          }
         }
         float sum[kStride][2][4] = {};
         const auto add_products = [&](int plane_shift, int row_shift, const uint4(&fragments)[kStride]) {
@@ -321,28 +362,23 @@ __global__ void __launch_bounds__(32 * kMostWarps, kResidentBlocks)
         Finiteness<T> finite;
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
-          const int place_at = place_row[m] * width.output + place_column[m];
+          const int place_at = kRows == Rows::sectors ? place_row[m] * width.output + place_column[m] : 0;
 #pragma unroll
           for (int r = 0; r < kStride; ++r) {
             const uint2 words = words_of<T>(sum[r], m);
             finite.see(words.x);
             finite.see(words.y);
-            const bool lives = static_cast<unsigned>(place_row[m] + r) < static_cast<unsigned>(made_rows);
-            T* const to = made + (place_at + r * width.output - odd[r]);
             if constexpr (kRows == Rows::sectors) {
-              if (lives) *reinterpret_cast<uint64_t*>(to) = uint64_t{words.y} << 32 | words.x;
+              const bool lives = static_cast<unsigned>(place_row[m] + r) < static_cast<unsigned>(made_rows);
+              T* const at = made + (place_at + r * width.output);
+              if (lives) *reinterpret_cast<uint64_t*>(at) = uint64_t{words.y} << 32 | words.x;
             } else {
-              const uint32_t at = ptx::shared_address(to);
-              const int column = place_column[m] - odd[r];
-              const auto whole = [&](int first) {
-                return lives && static_cast<unsigned>(first) < static_cast<unsigned>(width.output - 1);
-              };
-              ptx::store_shared_if(whole(column), at, words.x);
-              ptx::store_shared_if(whole(column + 2), at + 4, words.y);
+              const uint32_t at = to[m] + static_cast<int>(sizeof(T)) * (r * width.output - odd[r]);
+              ptx::store_shared_if_any(stores[m] & 1 << 3 * r, at, words.x);
+              ptx::store_shared_if_any(stores[m] & 2 << 3 * r, at + 4, words.y);
               if constexpr (kRows == Rows::odd) {
                 const uint32_t element = __byte_perm(words.x, words.y, 0x1010 + 0x2222 * lone[r]);
-                ptx::store_shared_if(lives && column == lone_column[r], at + 2 * lone[r],
-                                     static_cast<uint16_t>(element));
+                ptx::store_shared_if_any(stores[m] & 4 << 3 * r, at + 2 * lone[r], static_cast<uint16_t>(element));
               }
             }
           }
@@ -466,13 +502,18 @@ bool forward_by_bands(const Problem& problem, const Target& target, const T* sou
   const int64_t band_bytes = lines * 32 * static_cast<int64_t>(sizeof(uint4));
   const int64_t run_bytes =
       rows == Rows::sectors ? 0 : int64_t{kStride} * in.run_pitch * static_cast<int64_t>(sizeof(T));
-  const int64_t shared_bytes = band_bytes + kStages * stage_bytes + run_bytes;
+  const int items = ceil_divide(in.tile_rows * in.windows, 16);
+  in.places = 16 * items;
+  const int64_t place_bytes =
+      rows == Rows::sectors ? 0 : int64_t{kStride} * 4 * in.places * static_cast<int64_t>(sizeof(Place));
+  const int64_t shared_bytes = band_bytes + kStages * stage_bytes + run_bytes + place_bytes;
   if (stage_bytes > kStageBytes || band_bytes > kBandBytes || shared_bytes > most_shared_bytes()) {
     return false;
   }
   in.block_pairs = pairs_of_block(in.plane_pairs, in.tiles * in.volumes, target.parallelism);
   in.stage_elements = in.plane_shifts * in.stage_rows * in.pitch;
   in.band_bytes = static_cast<size_t>(band_bytes);
+  in.run_bytes = static_cast<size_t>(run_bytes);
   in.by_tiles = Divisor<int32_t>(in.tiles);
   in.by_windows = Divisor<int32_t>(in.windows);
   in.by_vectors = Divisor<int32_t>(in.row_vectors);
@@ -480,7 +521,6 @@ bool forward_by_bands(const Problem& problem, const Target& target, const T* sou
   const auto kernel = rows == Rows::odd       ? kernel_for<T, Rows::odd>(in.plane_shifts, in.row_shifts)
                       : rows == Rows::sectors ? kernel_for<T, Rows::sectors>(in.plane_shifts, in.row_shifts)
                                               : kernel_for<T, Rows::words>(in.plane_shifts, in.row_shifts);
-  const int items = ceil_divide(in.tile_rows * in.windows, 16);
   const int warps = kStride * ceil_divide(items, ceil_divide(items, kMostWarps / kStride));
   const dim3 grid(static_cast<unsigned>(ceil_divide(in.plane_pairs, in.block_pairs) * in.tiles),
                   static_cast<unsigned>(std::min<int64_t>(in.volumes, 65535)));
