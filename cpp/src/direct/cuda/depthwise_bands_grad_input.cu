@@ -20,7 +20,7 @@
 namespace convt3d::direct {
 namespace {
 
-constexpr int kMostWarps = 3;  // of a block
+constexpr int kMostWarps = 3, kLeastWarps = 9;  // of a block, and of a multiprocessor
 constexpr int kStride = 2;
 constexpr int kWindow = 8, kReach = 24;        // destinations of a window, and sources
 constexpr int kPlaceRows = 4;                  // of destinations: the windows of a place, one below the other
@@ -30,7 +30,7 @@ constexpr int kSlots = 3;                      // pairs of source planes in shar
 constexpr int kBarrierBytes = 16;              // of shared memory, which vectors follow
 constexpr int kVector = 8, kElementBytes = 2;  // elements of 16 bytes
 
-// Blocks of a multiprocessor, as registers for the bands allow.
+// Blocks of so many warps on a multiprocessor, as registers for the bands allow.
 constexpr int resident_blocks(int kernel) { return kernel == 3 ? 5 : 4; }
 
 template <class T>
@@ -408,9 +408,13 @@ bool grad_input_by_bands(const Problem& problem, const Target& target, const T* 
   const int warps = ceil_divide(ceil_divide(in.places, 8), ceil_divide(in.places, 8 * kMostWarps));
   const int64_t shared_bytes = int64_t{kSlots} * (in.slot_bytes + kBarrierBytes) +
                                int64_t{2} * depth.kernel * height.kernel * kTableRow * kElementBytes;
-  if (shared_bytes > most_shared_bytes()) return false;
+  // Blocks of a multiprocessor, as registers and shared memory allow: plain multiplications need less of either, and
+  // few warps hide no latencies.
+  const int64_t resident =
+      std::min<int64_t>(resident_blocks(depth.kernel) * kMostWarps / warps, most_shared_bytes() / shared_bytes);
+  if (resident * warps < kLeastWarps) return false;
   in.steps = problem.batch * problem.in_channels * in.tiles * depth.input;
-  in.share = share_of_block(in.steps, depth.input, int64_t{resident_blocks(depth.kernel)} * target.parallelism);
+  in.share = share_of_block(in.steps, depth.input, resident * target.parallelism);
   in.whole_words = width.input % 2 == 0 && elements_past_vector(grad_input) % 2 == 0;
   in.clears = width.output % kVector != 0 || elements_past_vector(grad_output) != 0;
   in.by_windows = Divisor<int32_t>(in.windows);
