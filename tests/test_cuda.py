@@ -200,23 +200,14 @@ def test_direct_by_bands_of_what_is_not_finite(name: str, value: float, precisio
     case = BANDS[name]
     tensors = case.tensors(CUDA, dtype_of(precision), torch.contiguous_format, seed=1)
     tensors.input[1, 2, 3, 7, 5] = value
-    (result,) = ours(case, tensors, "forward", "direct")
-    (expected,) = native(case, tensors, "forward", torch.float64)
-    assert torch.equal(result.isnan(), expected.isnan())
-    assert 0 < (~expected.isfinite()).sum() <= math.prod(case.kernel)
-    check_where_finite(result, expected, bound_of(precision))
+    check_what_is_not_finite(case, tensors, "forward", precision, most=math.prod(case.kernel))
 
 
 @pytest.mark.parametrize("elements", [0, 1, 6])
 @pytest.mark.parametrize("precision", HALF_TYPES)
 @pytest.mark.parametrize("name", GRAD_INPUT_BANDS)
 def test_direct_grad_input_by_bands(name: str, precision: str, elements: int) -> None:
-    case = GRAD_INPUT_BANDS[name]
-    tensors = case.tensors(CUDA, dtype_of(precision), torch.contiguous_format, seed=1)
-    tensors = dataclasses.replace(tensors, grad_output=_shifted(tensors.grad_output, 16 + elements))
-    poison(CUDA)
-    results = ours(case, tensors, "grad_input", "direct")
-    assert relative_error(results, native(case, tensors, "grad_input", torch.float64)) <= bound_of(precision)
+    check_copied_source(GRAD_INPUT_BANDS[name], precision, elements, "grad_input")
 
 
 @pytest.mark.parametrize("precision", HALF_TYPES)
@@ -228,10 +219,15 @@ def test_direct_grad_input_by_bands_of_what_is_not_finite(name: str, value: floa
     tensors = case.tensors(CUDA, dtype_of(precision), torch.contiguous_format, seed=1)
     tensors.grad_output[1, 2, 3, 7, 5] = value
     tensors.grad_output[0, 1, 4, 9, -1] = value
-    (result,) = ours(case, tensors, "grad_input", "direct")
-    (expected,) = native(case, tensors, "grad_input", torch.float64)
+    check_what_is_not_finite(case, tensors, "grad_input", precision, most=2 * math.prod(case.kernel))
+
+
+def check_what_is_not_finite(case: Case, tensors: Tensors, operator: str, precision: str, most: int) -> None:
+    """Which is to be of the same kind everywhere, and somewhere, but in no more than `most` places."""
+    (result,) = ours(case, tensors, operator, "direct")
+    (expected,) = native(case, tensors, operator, torch.float64)
     assert torch.equal(result.isnan(), expected.isnan())
-    assert 0 < (~expected.isfinite()).sum() <= 2 * math.prod(case.kernel)
+    assert 0 < (~expected.isfinite()).sum() <= most
     check_where_finite(result, expected, bound_of(precision))
 
 
@@ -241,13 +237,14 @@ def check_where_finite(result: Tensor, expected: Tensor, bound: float) -> None:
     assert relative_error([result.where(result.isfinite(), 0)], [expected.where(expected.isfinite(), 0)]) <= bound
 
 
-def check_copied_source(case: Case, precision: str, elements: int) -> None:
+def check_copied_source(case: Case, precision: str, elements: int, operator: str = "forward") -> None:
     tensors = case.tensors(CUDA, dtype_of(precision), torch.contiguous_format, seed=1)
-    tensors = dataclasses.replace(tensors, input=_shifted(tensors.input, 16 + elements))
+    source = "input" if operator == "forward" else "grad_output"
+    tensors = dataclasses.replace(tensors, **{source: _shifted(getattr(tensors, source), 16 + elements)})
     poison(CUDA)
     with tf32(precision == "tf32"):
-        results = ours(case, tensors, "forward", "direct")
-    assert relative_error(results, native(case, tensors, "forward", torch.float64)) <= bound_of(precision)
+        results = ours(case, tensors, operator, "direct")
+    assert relative_error(results, native(case, tensors, operator, torch.float64)) <= bound_of(precision)
 
 
 def _error_of_forward(case: Case, tensors: Tensors, expected: list[Tensor], algorithm: str) -> float:

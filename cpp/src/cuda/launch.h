@@ -3,8 +3,6 @@
 
 #include <cuda_runtime.h>
 
-#include <cstdint>
-
 #include "cuda/check.h"
 
 namespace convt3d {
@@ -13,15 +11,6 @@ namespace convt3d {
 // still run. One that begins early calls ptx::wait_for_previous_kernel() before it touches what that kernel writes, and
 // does so in every block, so that it cannot end first. Only compute capability 9.0 and later has that.
 enum class Begins { in_turn, early };
-
-// The most that a block of the current device may have.
-inline int64_t most_shared_bytes() {
-  int device = 0, bytes = 0;
-  check_cuda(cudaGetDevice(&device), "finding the current device");
-  check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-             "reading the device's shared memory");
-  return bytes;
-}
 
 // Runs `kernel` on `grid` blocks of `threads` with `shared_bytes` of dynamic shared memory, which may exceed 48 KiB.
 template <class... Parameters, class... Arguments>

@@ -1006,6 +1006,14 @@ constexpr int kMostProducts = 1024;
 // A block's shared memory, which every GPU has; only where one group's rows need more, a block may take all there is.
 constexpr int64_t kSharedBytes = 64 * 1024;
 
+int64_t most_shared_bytes() {
+  int device = 0, bytes = 0;
+  check_cuda(cudaGetDevice(&device), "finding the current device");
+  check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+             "reading the device's shared memory");
+  return bytes;
+}
+
 // Whether the kernel takes the problem; its weights and rows must fit in shared memory.
 template <class T, class Walk, int C, bool kVectors>
 bool launch_correlate(CorrelatingArguments<T> in, cudaStream_t stream) {
@@ -1034,8 +1042,9 @@ bool launch_correlate(CorrelatingArguments<T> in, cudaStream_t stream) {
     return static_cast<int64_t>(in.weight_bytes) + kStages * stage_bytes;
   };
   int block_groups = pieces > 1 ? 1 : equal_share(groups, kMostItems / in.segments);
-  while (block_groups > 1 && shared_bytes(block_groups) > kSharedBytes)
+  while (block_groups > 1 && shared_bytes(block_groups) > kSharedBytes) {
     block_groups = equal_share(groups, block_groups - 1);
+  }
   in.block_items = ceil_divide(block_groups * in.segments, pieces);
   if (in.segments % pieces != 0) block_groups = 2;  // pieces of vectors may reach from group to group
   if (shared_bytes(block_groups) > kSharedBytes && shared_bytes(block_groups) > most_shared_bytes()) return false;
@@ -1437,9 +1446,8 @@ void gather_depthwise(const Problem& problem, Operator op, const Target& target,
     return gather_depthwise<T, int64_t>(problem, op, source, weight, bias, destination, stream);
   }
   if constexpr (sizeof(T) == 2) {
-    if (target.compute_capability >= 80 &&
-        (op == Operator::forward ? forward_by_bands<T>(problem, target, source, weight, bias, destination, stream)
-                                 : grad_input_by_bands<T>(problem, target, source, weight, destination, stream))) {
+    if (op == Operator::forward ? forward_by_bands<T>(problem, target, source, weight, bias, destination, stream)
+                                : grad_input_by_bands<T>(problem, target, source, weight, destination, stream)) {
       return;
     }
   }

@@ -23,6 +23,7 @@
 #include "direct/cuda/finiteness.h"
 #include "direct/cuda/kernels.h"
 #include "direct/cuda/rows.h"
+#include "direct/shared_memory.h"
 
 namespace convt3d::direct {
 namespace {
@@ -448,7 +449,7 @@ template <class T>
 bool forward_by_bands(const Problem& problem, const Target& target, const T* source, const T* weight, const T* bias,
                       T* destination, cudaStream_t stream) {
   constexpr int kVector = 16 / sizeof(T);
-  if (problem.layout != Layout::ncdhw) return false;
+  if (target.compute_capability < 80 || problem.layout != Layout::ncdhw) return false;
   for (int axis = 0; axis < 2; ++axis) {
     if (problem.stride[axis] != kStride || problem.dilation[axis] != 1) return false;
   }
@@ -507,7 +508,7 @@ bool forward_by_bands(const Problem& problem, const Target& target, const T* sou
   const int64_t place_bytes =
       rows == Rows::sectors ? 0 : int64_t{kStride} * 4 * in.places * static_cast<int64_t>(sizeof(Place));
   const int64_t shared_bytes = band_bytes + kStages * stage_bytes + run_bytes + place_bytes;
-  if (stage_bytes > kStageBytes || band_bytes > kBandBytes || shared_bytes > most_shared_bytes()) {
+  if (stage_bytes > kStageBytes || band_bytes > kBandBytes || shared_bytes > shared_memory_of_block(target, 1)) {
     return false;
   }
   in.block_pairs = pairs_of_block(in.plane_pairs, in.tiles * in.volumes, target.parallelism);

@@ -16,6 +16,7 @@
 #include "direct/cuda/finiteness.h"
 #include "direct/cuda/kernels.h"
 #include "direct/cuda/rows.h"
+#include "direct/shared_memory.h"
 
 namespace convt3d::direct {
 namespace {
@@ -396,8 +397,7 @@ bool grad_input_by_bands(const Problem& problem, const Target& target, const T* 
   in.places = 2 * tile_periods * in.windows;
   in.stage_rows = kStride * in.tile_rows + height.kernel - kStride;
   // Of the columns behind a row's last, windows mask the last eight of their sources alone.
-  if ((width.kernel - 1) * width.dilation + static_cast<int>(problem.output_padding[2]) < width.padding + 1)
-    return false;
+  if ((width.kernel - 1) * width.dilation + problem.output_padding[2] < width.padding + 1) return false;
   in.lift = width.output % 2 == 1 ? 0 : 16;
   in.turn = 32 * (((in.windows - width.output) % 4 + 3) % 4 + 1);
   in.run_rows = in.lift == 0 ? 2 * kPeriod : kPeriod;
@@ -410,8 +410,8 @@ bool grad_input_by_bands(const Problem& problem, const Target& target, const T* 
                                int64_t{2} * depth.kernel * height.kernel * kTableRow * kElementBytes;
   // Blocks of a multiprocessor, as registers and shared memory allow: plain multiplications need less of either, and
   // few warps hide no latencies.
-  const int64_t resident =
-      std::min<int64_t>(resident_blocks(depth.kernel) * kMostWarps / warps, most_shared_bytes() / shared_bytes);
+  const int64_t resident = std::min<int64_t>(resident_blocks(depth.kernel) * kMostWarps / warps,
+                                             shared_memory_of_block(target, 1) / shared_bytes);
   if (resident * warps < kLeastWarps) return false;
   in.steps = problem.batch * problem.in_channels * in.tiles * depth.input;
   in.share = share_of_block(in.steps, depth.input, resident * target.parallelism);

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cuda/ptx.h"
+
 namespace convt3d::direct {
 
 // Whether all of the results that it has seen are finite: 0 times one is 0 then, else NaN.
