@@ -6,7 +6,7 @@
 // tensor cores have them to spare, and an element takes neither a conversion nor an instruction for each of its taps,
 // which are what bounds plain multiplications: 64 channels, batch 2, 48^3 at kernel 4, stride 2 must move 0.26 GB, at
 // least 0.060 ms on an H200, for 0.9 G multiplications, which with all that comes with them took 0.115 there, and take
-// 0.085 so.
+// 0.081 so.
 //
 // Zeros of the band meet sources that are not a destination's, which makes infinities and NaNs spread: results that are
 // not finite are gathered anew, tap by tap.
@@ -19,8 +19,8 @@
 
 #include "cuda/launch.h"
 #include "cuda/ptx.h"
+#include "direct/cuda/bands.h"
 #include "direct/cuda/contacts.h"
-#include "direct/cuda/finiteness.h"
 #include "direct/cuda/kernels.h"
 #include "direct/cuda/rows.h"
 #include "direct/shared_memory.h"
@@ -28,55 +28,8 @@
 namespace convt3d::direct {
 namespace {
 
-constexpr int kMostWarps = 8, kResidentBlocks = 2;  // of a block, and of a multiprocessor
-constexpr int kWindow = 16;                         // destinations of a window, and sources
-constexpr int kOfLane = 4;                          // destinations that a lane holds of a window, neighbours
-
-// The taps of a row between a window's destinations and its sources, of which the first lies at `first`, counted from
-// the source that is as far from the row's begin as the window's first destination.
-struct Band {
-  int stride = 1, padding = 0, dilation = 1, kernel = 1;
-  int first = 0;  // even, so that windows begin with words where rows do
-  Divisor<int32_t> by_dilation;
-
-  explicit Band(const Axis<int32_t>& width)
-      : stride(width.stride),
-        padding(width.padding),
-        dilation(width.dilation),
-        kernel(width.kernel),
-        by_dilation(width.dilation) {}
-
-  // What a destination and a source have in common; -1 for no tap.
-  __device__ int tap(int destination, int source) const {
-    const int distance = destination + padding - stride * source;
-    if (distance < 0) return -1;
-    const int tap = by_dilation.quotient(distance);
-    return tap * dilation == distance && tap < kernel ? tap : -1;
-  }
-
-  // A lane's share of the band for the window that begins with `destination`: of two matrices of eight columns, B in
-  // cuda/ptx.h, so that the lane gets the sums of neighbours.
-  struct Fragment {
-    int taps[8];
-
-    __device__ Fragment(const Band& band, int destination, int lane) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const int column = lane / 8 * kOfLane + i / 4 * 2 + lane / 4 % 2;
-        taps[i] = band.tap(destination + column, band.first + i / 2 % 2 * 8 + lane % 4 * 2 + i % 2);
-      }
-    }
-
-    // Of a row of weights.
-    template <class T>
-    __device__ uint4 of(const T* weights) const {
-      Elements<T, 8> all;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) all.element[i] = taps[i] < 0 ? T(0.0f) : weights[taps[i]];
-      return *reinterpret_cast<const uint4*>(&all);
-    }
-  };
-};
+constexpr int kWindow = 16;  // destinations of a window, and sources
+constexpr int kOfLane = 4;   // destinations that a lane holds of a window, neighbours
 
 struct Axes {
   Axis<int32_t> depth, height, width;
@@ -112,335 +65,507 @@ __device__ __forceinline__ uint2 words_of(const float (&pairs)[2][4], int m) {
   return *reinterpret_cast<const uint2*>(&results);
 }
 
+constexpr int kStride = 2;  // along depth and height: destinations that share their sources
+constexpr int kRuns = 2;    // one is filled while the other is stored
+
+// Rows of destinations: whole sectors of 32 bytes, or whole words, or such that every other one begins between words.
+enum class Rows { sectors, words, odd };
+
+// What the kernels differ in, by the taps of a kernel along depth and height, 0 for any. A warp makes so many planes of
+// a pair at once: of kernel 3, both planes' bands fit registers, and what has no taps is known.
+CONVT3D_HOST_DEVICE constexpr int planes_of_warp(int taps) { return taps == 3 ? 2 : 1; }
+constexpr int most_warps(int taps) { return taps == 3 ? 5 : 8; }         // of a block
+constexpr int resident_blocks(int taps) { return taps == 3 ? 4 : 2; }    // of a multiprocessor
+constexpr int block_windows(int taps) { return taps == 3 ? 160 : 320; }  // of each plane and residue, about
+CONVT3D_HOST_DEVICE constexpr int shifts_of(int taps) { return (taps + kStride - 1) / kStride; }
+
+// Taps of a row by their distance from a window's destination to its source, with zeros around: from the first
+// destination of a row that begins between words, and the last source, on.
+CONVT3D_HOST_DEVICE constexpr int table_row(int stride) { return 1 + kWindow + (kWindow - 1) * stride; }
+
 template <class T>
 struct UpsamplingArguments : Axes {
-  Band band;
+  int first_source;  // of a window, counted from the source that is as far from the row's begin as its destinations are
   const T* source;
   const T* weight;
   const T* bias;
   T* destination;
-  int channels;
-  int64_t volumes;                            // channels of all samples
   int64_t source_volume, destination_volume;  // elements
   int plane_shifts, row_shifts;               // source planes and rows that a destination meets at most
   int first_q, rows;                          // of (row + padding) / 2
   int windows, window_step;                   // of a row, and sources from one to the next
   int tile_rows, tiles, plane_pairs;
-  int block_pairs;              // pairs of planes that a block makes one after the other
-  int stage_rows, row_vectors;  // of shared memory: rows of a plane, and what is copied of each
+  int steps, share;             // pairs of planes of all tiles, and those that a block makes
+  int plane_rows, row_vectors;  // of shared memory: rows of a source plane, and what is copied of each
   int pitch, margin;            // elements from row to row, and before the band's first
-  int run_pitch;                // elements from plane to plane of the outputs there
+  int plane_pitch, run_pitch;   // elements from plane to plane, of sources and of outputs
   bool whole_vectors;           // whether source rows are
-  int stage_elements;           // of a stage
   int places;                   // of a plane's rows, filled up to whole items
-  size_t band_bytes, run_bytes;
-  Divisor<int32_t> by_tiles, by_windows, by_vectors, by_stage_rows;
+  int table_at, sources_at, places_at, copies_at;  // bytes before them in shared memory
+  int table_row;                                   // elements
+  Divisor<int32_t> by_kernel, by_windows, by_vectors, by_pairs, by_tiles, by_channels;
 };
 
-constexpr int kStride = 2;  // along depth and height: destinations that share their sources
-constexpr int kStages = 2;  // of shared memory: one is read while the other is filled
+// The pairs of planes that a block makes of one tile.
+struct Share {
+  int volume, channel;
+  int first_pair, end_pair;
+  int first_q, rows;         // of (row + padding) / 2
+  int row_begin, made_rows;  // destinations
+  int before;                // rows that do not exist, as q begins with padding
 
-// Rows of destinations: whole sectors of 32 bytes, or whole words, or such that every other one begins between words.
-enum class Rows { sectors, words, odd };
+  template <class T>
+  __device__ Share(const UpsamplingArguments<T>& in, int step, int end_step) {
+    const int tile = in.by_pairs.quotient(step);
+    volume = in.by_tiles.quotient(tile);
+    channel = volume - in.by_channels.quotient(volume) * in.by_channels.value;
+    first_pair = step - tile * in.plane_pairs;
+    end_pair = smaller(in.plane_pairs, first_pair + end_step - step);
+    const int first_row = (tile - volume * in.tiles) * in.tile_rows;
+    first_q = in.first_q + first_row;
+    rows = smaller(in.tile_rows, in.rows - first_row);
+    const int begin = kStride * first_q - in.height.padding;
+    row_begin = larger(begin, 0);
+    made_rows = smaller(begin + kStride * rows, in.height.output) - row_begin;
+    before = row_begin - begin;
+  }
+};
 
-// What a lane needs for its four destinations of a place, in both rows, where these are no whole sectors: found once,
-// as it takes more instructions than their products.
+// Which sources a vector of shared memory has: it begins `from` elements after its plane does.
+struct Copy {
+  int from;
+  uint16_t to, inside;  // vectors; bits, one for each element that its row has
+};
+
+template <class T>
+__device__ __forceinline__ void find_copies(const UpsamplingArguments<T>& in, int first_row, Copy* copies) {
+  constexpr int kVector = 16 / sizeof(T);
+  for (int i = static_cast<int>(threadIdx.x); i < in.plane_rows * in.row_vectors; i += static_cast<int>(blockDim.x)) {
+    const int line = in.by_vectors.quotient(i), row = first_row + line, vector = i - line * in.row_vectors;
+    const int column = in.first_source - in.margin + kVector * vector;
+    // From the row's first column on, and up to its last.
+    const int begin = smaller(larger(-column, 0), kVector), end = larger(smaller(in.width.input - column, kVector), 0);
+    const unsigned bits = (1u << end) - 1 & ~((1u << begin) - 1);
+    copies[i] = {row * in.width.input + column, static_cast<uint16_t>(line * in.pitch / kVector + vector),
+                 static_cast<uint16_t>(inside(row, in.height.input) ? bits : 0)};
+  }
+}
+
+// A plane of sources, with zeros around; behind the threads' backs where rows are whole vectors.
+template <class T>
+__device__ __forceinline__ void copy_plane(const UpsamplingArguments<T>& in, const Copy* copies, const T* volume,
+                                           int plane, T* to) {
+  constexpr int kVector = 16 / sizeof(T);
+  const bool exists = inside(plane, in.depth.input);
+  const T* const from = volume + plane * in.height.input * in.width.input;
+  for (int i = static_cast<int>(threadIdx.x); i < in.plane_rows * in.row_vectors; i += static_cast<int>(blockDim.x)) {
+    const Copy copy = copies[i];
+    if (in.whole_vectors) {
+      ptx::copy_vector(to + kVector * copy.to, from + copy.from, exists && copy.inside != 0);
+    } else {
+      Elements<T, kVector> all;
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) {
+        all.element[e] = exists && (copy.inside >> e & 1) != 0 ? from[copy.from + e] : T(0.0f);
+      }
+      *reinterpret_cast<uint4*>(to + kVector * copy.to) = *reinterpret_cast<const uint4*>(&all);
+    }
+  }
+  ptx::commit_copies();
+}
+
+// The table's rows of taps, and one of zeros.
+template <class T>
+__device__ __forceinline__ void clear_table(const UpsamplingArguments<T>& in, T* table) {
+  const int elements = (in.depth.kernel * in.height.kernel + 1) * in.table_row;
+  for (int i = static_cast<int>(threadIdx.x); i < elements; i += static_cast<int>(blockDim.x)) table[i] = T(0.0f);
+}
+// A thread has the first weight that is its own already.
+template <class T>
+__device__ __forceinline__ void fill_table(const UpsamplingArguments<T>& in, const T* weights, T first, T* table) {
+  const int none = 1 + in.width.stride * (in.first_source + kWindow - 1) - in.width.padding;  // where distances begin
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int i = thread; i < in.depth.kernel * in.height.kernel * in.width.kernel; i += static_cast<int>(blockDim.x)) {
+    const int row = in.by_kernel.quotient(i), distance = (i - row * in.width.kernel) * in.width.dilation;
+    table[row * in.table_row + none + distance] = i == thread ? first : weights[i];
+  }
+}
+
+// A lane's share of a band, from the lane's first element in a row of the table: of two matrices of eight columns, B in
+// cuda/ptx.h, so that the lane gets the sums of neighbours.
+template <class T>
+__device__ __forceinline__ uint4 fragment_of(const T* first, int stride) {
+  Elements<T, 8> all;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) all.element[i] = first[i / 4 * 2 - stride * (i / 2 % 2 * 8 + i % 2)];
+  return *reinterpret_cast<const uint4*>(&all);
+}
+
+// Of all shifts of planes and rows, p, r, and of rows that begin with a word, and between them.
+template <int kVariants, class T>
+__device__ __forceinline__ void make_bands(const UpsamplingArguments<T>& in, int plane_shifts, int row_shifts,
+                                           const T* table, uint4* bands) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int kernel[2] = {in.depth.kernel, in.height.kernel}, stride = in.width.stride;
+  const T* const of_lane = table + (1 + lane / 8 * kOfLane + lane / 4 % 2 + stride * (kWindow - 1 - lane % 4 * 2));
+  for (int line = warp; line < plane_shifts * row_shifts * kStride * kStride;
+       line += static_cast<int>(blockDim.x) / 32) {
+    const int shift = line / (kStride * kStride), plane_shift = shift / row_shifts;
+    const int j_d = kStride * plane_shift + line / kStride % kStride;
+    const int j_h = kStride * (shift - plane_shift * row_shifts) + line % kStride;
+    const int row = j_d < kernel[0] && j_h < kernel[1] ? j_d * kernel[1] + j_h : kernel[0] * kernel[1];
+#pragma unroll
+    for (int variant = 0; variant < kVariants; ++variant) {
+      bands[(line * kVariants + variant) * 32 + lane] = fragment_of(of_lane + row * in.table_row - variant, stride);
+    }
+  }
+}
+
+// Where 16 windows of neighbouring places have their sources and destinations, unless these are whole sectors: found
+// once, as it takes more instructions than their products.
 struct Place {
-  uint32_t from;    // bytes from the stage's begin to the place's window
-  uint16_t to;      // elements from the row before the block's first one
-  uint16_t stores;  // bits, three for each row: the first word, the second one, and an element alone
+  uint16_t from;  // bytes from the sources' begin to the place's window
+  uint16_t to;    // bytes from the row before the block's first one
 };
+
+// The table of a tile's places, and of what each lane of a team stores of them, as bits, three for each plane and row:
+// the first word, the second one, and an element alone.
+template <class T, Rows kRows, int kPlanes>
+__device__ __forceinline__ void find_places(const UpsamplingArguments<T>& in, const Share& share,
+                                            const int (&odd)[kPlanes][kStride], int team, int member, int members,
+                                            Place* place_table, uint16_t* store_table) {
+  constexpr int kBytes = sizeof(T);
+  for (int i = member * 32 + static_cast<int>(threadIdx.x) % 32; i < 4 * in.places; i += 32 * members) {
+    const int place = i / 4, q = in.by_windows.quotient(place), window = place - q * in.windows;
+    const int row = kStride * q - share.before, first_column = kWindow * window + i % 4 * kOfLane;
+    if (team == 0 && i % 4 == 0) {
+      place_table[place] = {
+          static_cast<uint16_t>(smaller(q, share.rows - 1) * in.pitch * kBytes + window * in.window_step * kBytes),
+          static_cast<uint16_t>(kBytes * ((row + 1) * in.width.output + first_column))};
+    }
+    // For a row that begins with a word, and for one that begins between them, a column earlier.
+    int bits[2];
+#pragma unroll
+    for (int begins_odd = 0; begins_odd < 2; ++begins_odd) {
+      const int column = first_column - begins_odd, last = in.width.output - 1;
+      const bool alone = kRows == Rows::odd && (begins_odd != 0 ? column == -1 : last - column == last % kOfLane);
+      bits[begins_odd] = (inside(column, last) ? 1 : 0) | (inside(column + 2, last) ? 2 : 0) | (alone ? 4 : 0);
+    }
+    int stores = 0;
+#pragma unroll
+    for (int j = 0; j < kPlanes * kStride; ++j) {
+      const int p = j / kStride, r = j % kStride;
+      if (inside(row + r, share.made_rows)) stores |= (odd[p][r] != 0 ? bits[1] : bits[0]) << 3 * j;
+    }
+    store_table[team * 4 * in.places + i] = static_cast<uint16_t>(stores);
+  }
+}
 
 // With plane + padding = 2 * q + p, tap j of residue p = j % 2 reads source plane q - j / 2, and rows alike, so that a
-// fragment of windows serves two planes and two rows of each. A block makes rows of a few pairs of planes. It puts the
-// bands and, one pair ahead, the sources that a pair meets into shared memory, with zeros around them. A warp has one
-// plane of each pair and makes 16 windows of neighbouring places at once, in both rows, of which a lane gets four
-// neighbours. Rows that are whole sectors are stored at once, a window's 32 bytes by four lanes. Else the block puts
-// them together in shared memory and stores them as the one run of memory that they are; windows of a row that begins
-// between words begin one element earlier. kShifts is how many source planes, and rows, a destination meets at most,
-// and bands stay in registers; 0 takes any number, and reads them from shared memory each time. Bound by memory, which
-// on an H200 takes 120 cycles for 1024 outputs, next by instructions, some 360 for these where rows are sectors (kernel
-// 4), 350 where they are odd (kernel 3), that four schedulers share, and by two blocks being few to hide latencies.
-template <class T, Rows kRows, int kShifts>
-__global__ void __launch_bounds__(32 * kMostWarps, kResidentBlocks)
+// fragment of windows serves two planes and two rows of each. A block makes a tile's rows, pair of planes after pair:
+// it has the source planes that a pair meets in shared memory, with zeros around them, and the next one is copied there
+// meanwhile. A warp makes 16 windows of neighbouring places at once, in both rows and in one plane of the pair or both,
+// of which a lane gets four neighbours. Rows that are whole sectors are stored at once, a window's 32 bytes by four
+// lanes. Else the block puts them together in shared memory and stores them as the one run of memory that they are,
+// while it makes the next; windows of a row that begins between words begin one element earlier. Blocks share out all
+// tiles' pairs evenly, and are all there at once. kTaps is how many taps a kernel has along depth and height, 1 to
+// kTaps for an even one, and bands stay in registers; 0 takes any number, and reads bands from shared memory each time.
+//
+// Memory takes 120 cycles on an H200 for 1024 outputs, four schedulers some 80 for kernel 3's 320 instructions where
+// rows are odd, and 90 for kernel 4's 360 where they are sectors. Bound by latencies, next by memory: 16 warps a
+// multiprocessor with kernel 4, and 20 with kernel 3, of whose time a third goes by waiting for the run before to be
+// stored, and for each other.
+template <class T, Rows kRows, int kTaps>
+__global__ void __launch_bounds__(32 * most_warps(kTaps), resident_blocks(kTaps))
     upsample_by_bands(const __grid_constant__ UpsamplingArguments<T> in) {
-  constexpr int kVector = 16 / sizeof(T), kVariants = kRows == Rows::odd ? 2 : 1;
+  constexpr int kVector = 16 / sizeof(T), kVariants = kRows == Rows::odd ? 2 : 1, kBytes = sizeof(T);
+  constexpr int kShifts = shifts_of(kTaps), kPlanes = planes_of_warp(kTaps), kTeams = kStride / kPlanes;
   extern __shared__ __align__(16) unsigned char shared[];
   uint4* const bands = reinterpret_cast<uint4*>(shared);  // shift of planes, of rows, p, r, variant, lane
-  T* const stages = reinterpret_cast<T*>(shared + in.band_bytes);
-  T* const runs = stages + kStages * in.stage_elements;
-  Place* const place_table = reinterpret_cast<Place*>(reinterpret_cast<unsigned char*>(runs) + in.run_bytes);
+  T* const ring = reinterpret_cast<T*>(shared + in.sources_at);
   const int plane_shifts = kShifts > 0 ? kShifts : in.plane_shifts, row_shifts = kShifts > 0 ? kShifts : in.row_shifts;
+  const int slots = plane_shifts + 1;
+  // Bands that are kept in registers lie, with their table, where outputs do later.
+  T* const runs = kShifts > 0 ? reinterpret_cast<T*>(shared) : ring + slots * in.plane_pitch;
+  T* const table = reinterpret_cast<T*>(shared + in.table_at);
+  Copy* const copies = reinterpret_cast<Copy*>(shared + in.copies_at);
+  Place* const place_table = reinterpret_cast<Place*>(shared + in.places_at);
+  uint16_t* const store_table = reinterpret_cast<uint16_t*>(place_table + in.places);  // of a team, place and lane
   const Axis<int32_t>&depth = in.depth, &height = in.height, &width = in.width;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int threads = static_cast<int>(blockDim.x), warps = threads / 32;
-  const int chunk = in.by_tiles.quotient(static_cast<int>(blockIdx.x));
-  const int first_row = (static_cast<int>(blockIdx.x) - chunk * in.tiles) * in.tile_rows;  // of q
-  const int rows = smaller(in.tile_rows, in.rows - first_row), first_q = in.first_q + first_row;
-  const int row_begin = larger(kStride * first_q - height.padding, 0);
-  const int made_rows = smaller(kStride * (first_q + rows) - height.padding, height.output) - row_begin;
-  const int before = row_begin - (kStride * first_q - height.padding);  // rows that do not exist
-  const int items = (rows * in.windows + 15) / 16;
-  const int first_pair = chunk * in.block_pairs, end_pair = smaller(first_pair + in.block_pairs, in.plane_pairs);
-  const int row_bytes = in.pitch * static_cast<int>(sizeof(T)), plane_bytes = in.stage_rows * row_bytes;
-  const int window_bytes = in.window_step * static_cast<int>(sizeof(T));
-  const auto stage_address = [&](int stage) {
-    return ptx::shared_address(stages + stage * in.stage_elements + in.margin + lane % 4 * 2);
-  };
+  const int team = warp % kTeams, member = warp / kTeams, members = warps / kTeams;  // a team makes planes of its own
+  const int row_bytes = kBytes * in.pitch, window_bytes = kBytes * in.window_step;
+  const int plane_elements = height.output * width.output;
+  const int taps = depth.kernel * height.kernel * width.kernel;
 
-  for (int64_t volume = blockIdx.y; volume < in.volumes; volume += gridDim.y) {
-    const int channel = static_cast<int>(volume % in.channels);
-    const T* const source = in.source + volume * in.source_volume;
-    const T* const weights = in.weight + static_cast<int64_t>(channel) * depth.kernel * height.kernel * width.kernel;
-    const float bias = in.bias == nullptr ? 0 : static_cast<float>(in.bias[channel]);
-    // A pair's, or those of none behind the block's last, which are one group of copies as well.
-    const auto copy_sources = [&](int pair) {
-      const int q_d = depth.padding / kStride + pair;
-      const int vectors = pair < end_pair ? plane_shifts * in.stage_rows * in.row_vectors : 0;
-      T* const stage = stages + (pair - first_pair) % kStages * in.stage_elements;
-      for (int i = threadIdx.x; i < vectors; i += threads) {
-        const int line = in.by_vectors.quotient(i), plane_shift = in.by_stage_rows.quotient(line);
-        const int plane = q_d - plane_shift, row = first_q - (row_shifts - 1) + line - plane_shift * in.stage_rows;
-        const int column = in.band.first - in.margin + kVector * (i - line * in.row_vectors);
-        const bool row_inside = static_cast<unsigned>(plane) < static_cast<unsigned>(depth.input) &&
-                                static_cast<unsigned>(row) < static_cast<unsigned>(height.input);
-        const auto inside = [&](int e) {
-          return row_inside && static_cast<unsigned>(column + e) < static_cast<unsigned>(width.input);
-        };
-        const T* const from = source + ((plane * height.input + row) * width.input + column);
-        T* const to = stage + (line * in.pitch + kVector * (i - line * in.row_vectors));
-        if (in.whole_vectors) {
-          ptx::copy_vector(to, from, inside(0));
-        } else {
-          Elements<T, kVector> all;
-#pragma unroll
-          for (int e = 0; e < kVector; ++e) all.element[e] = inside(e) ? from[e] : T(0.0f);
-          *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(&all);
-        }
-      }
-      ptx::commit_copies();
-    };
-    __syncthreads();  // The bands and stages before have been read.
-#pragma unroll 1
-    for (int i = 0; i < kStages - 1; ++i) copy_sources(first_pair + i);
-    for (int variant = 0; variant < kVariants; ++variant) {
-      const Band::Fragment fragment(in.band, -variant, lane);
-      for (int line = warp; line < plane_shifts * row_shifts * kStride * kStride; line += warps) {
-        const int shift = line / (kStride * kStride), plane_shift = shift / row_shifts;
-        const int j_d = kStride * plane_shift + line / kStride % kStride;
-        const int j_h = kStride * (shift - plane_shift * row_shifts) + line % kStride;
-        const bool lives = j_d < depth.kernel && j_h < height.kernel;
-        bands[(line * kVariants + variant) * 32 + lane] =
-            lives ? fragment.of(weights + (j_d * height.kernel + j_h) * width.kernel) : uint4{};
-      }
-    }
+  int run = 0;
+  for (int step = static_cast<int>(blockIdx.x) * in.share, end_step = smaller(step + in.share, in.steps);
+       step < end_step;) {
+    const Share share(in, step, end_step);
+    step += share.end_pair - share.first_pair;
+    const int before = share.before, made_rows = share.made_rows;
+    const T* const source = in.source + share.volume * in.source_volume;
+    const T* const weights = in.weight + static_cast<int64_t>(share.channel) * taps;
+    const float bias = in.bias == nullptr ? 0 : static_cast<float>(in.bias[share.channel]);
+    const int first_plane = depth.padding / kStride + share.first_pair;  // of q
+
+    ptx::wait_for_bulk_stores<0>();
+    __syncthreads();  // Shared memory has been read for the pairs before.
+    find_copies(in, share.first_q - (row_shifts - 1), copies);
+    clear_table(in, table);
     __syncthreads();
-
-    // The warp's plane of each pair, and where its rows from row_begin on lie in the first; rows of a residue all begin
-    // between words or with one, which tells the bands that are theirs.
-    const int p = warp % kStride, first_z = kStride * (depth.padding / kStride + first_pair) - depth.padding;
-    const int plane_elements = height.output * width.output;
-    T* const planes = in.destination + volume * in.destination_volume + static_cast<int64_t>(first_z) * plane_elements +
-                      row_begin * width.output;
-    int odd[kStride];
-    // Where rows begin between words, and where they end there: the column of a lane that has the element outside of
-    // whole words, and which of its four that is.
-    int lone_column[kStride], lone[kStride];
-    const uint4* band_of[kStride];
-#pragma unroll
-    for (int r = 0; r < kStride; ++r) {
-      odd[r] =
-          kRows == Rows::odd ? ptx::opaque((elements_past_vector(planes + p * plane_elements) + r - before) & 1) : 0;
-      lone[r] = ptx::opaque(odd[r] != 0 ? 1 : (width.output - 1) % kOfLane);
-      lone_column[r] = odd[r] != 0 ? -1 : width.output - 1 - lone[r];
-      band_of[r] = bands + (((p * kStride + r) * kVariants + odd[r]) * 32 + lane);
+#pragma unroll 1
+    for (int i = 0; i < plane_shifts; ++i) {
+      copy_plane(in, copies, source, first_plane - (plane_shifts - 1) + i, ring + i * in.plane_pitch);
     }
-    constexpr int kShiftsOfBoth = kShifts * kShifts, kLine = kStride * kStride * kVariants * 32;
-    uint4 kept[kShifts > 0 ? kShiftsOfBoth : 1][kStride];
+    const T weight = static_cast<int>(threadIdx.x) < taps ? weights[threadIdx.x] : T(0.0f);  // on its way meanwhile
+    // Where the share's rows lie in its first plane, and what tells which bands are theirs: rows of a residue all begin
+    // between words or with one.
+    const int first_z = kStride * first_plane - depth.padding;
+    T* const planes = in.destination + share.volume * in.destination_volume +
+                      (static_cast<int64_t>(first_z) * plane_elements + share.row_begin * width.output);
+    const int past_vector = elements_past_vector(planes);
+    const auto is_odd = [&](int p, int r) {
+      return kRows == Rows::odd ? (past_vector + p * plane_elements + r - before) & 1 : 0;
+    };
+    int odd[kPlanes][kStride];
+    // Where rows begin between words, and where they end there: which of a lane's four elements is outside of whole
+    // words.
+    int lone[kPlanes][kStride];
+    const uint4* band_of[kPlanes][kStride];
 #pragma unroll
-    for (int i = 0; i < kShiftsOfBoth; ++i) {
+    for (int i = 0; i < kPlanes; ++i) {
 #pragma unroll
-      for (int r = 0; r < kStride; ++r) kept[i][r] = band_of[r][i * kLine];
+      for (int r = 0; r < kStride; ++r) {
+        odd[i][r] = kRows == Rows::odd ? ptx::opaque(is_odd(team + i, r)) : 0;
+        lone[i][r] = odd[i][r] != 0 ? 1 : (width.output - 1) % kOfLane;
+        band_of[i][r] = bands + ((((team + i) * kStride + r) * kVariants + odd[i][r]) * 32 + lane);
+      }
     }
-
+    constexpr int kShiftsOfBoth = kShifts * kShifts, kEach = kShifts > 0 ? kShifts : 1,
+                  kLine = kStride * kStride * kVariants * 32;
+    // Which shifts have taps for which residues: known where a warp makes both planes; else bands may be zero.
+    const auto has_taps = [](int shift, int p, int r) {
+      return kPlanes == 1 || (kStride * (shift / kEach) + p < kTaps && kStride * (shift % kEach) + r < kTaps);
+    };
     if constexpr (kRows != Rows::sectors) {
-      for (int i = warp / kStride * 32 + lane; i < 4 * in.places; i += warps / kStride * 32) {
-        const int row = in.by_windows.quotient(i / 4), window = i / 4 - row * in.windows;
-        const int made_row = kStride * row - before, first_column = kWindow * window + i % 4 * kOfLane;
-        Place place{static_cast<uint32_t>(smaller(row, rows - 1) * row_bytes + window * window_bytes),
-                    static_cast<uint16_t>((made_row + 1) * width.output + first_column), 0};
+      find_places<T, kRows>(in, share, odd, team, member, members, place_table, store_table);
+    }
+    fill_table(in, weights, weight, table);
+    __syncthreads();
+    make_bands<kVariants>(in, plane_shifts, row_shifts, table, bands);
+    __syncthreads();
+    uint4 kept[kEach * kEach][kPlanes][kStride];
 #pragma unroll
-        for (int r = 0; r < kStride; ++r) {
-          const int column = first_column - odd[r];
-          const bool lives = static_cast<unsigned>(made_row + r) < static_cast<unsigned>(made_rows);
-          const auto whole = [&](int first) {
-            return lives && static_cast<unsigned>(first) < static_cast<unsigned>(width.output - 1);
-          };
-          const bool alone = kRows == Rows::odd && lives && column == lone_column[r];
-          const int bits = (whole(column) ? 1 : 0) | (whole(column + 2) ? 2 : 0) | (alone ? 4 : 0);
-          place.stores = static_cast<uint16_t>(place.stores | bits << 3 * r);
-        }
-        place_table[p * 4 * in.places + i] = place;
+    for (int shift = 0; shift < kShiftsOfBoth; ++shift) {
+#pragma unroll
+      for (int i = 0; i < kPlanes * kStride; ++i) {
+        const int p = i / kStride, r = i % kStride;
+        if (has_taps(shift, p, r)) kept[shift][p][r] = band_of[p][r][shift * kLine];
       }
     }
 
-    int stage = 0;
-    for (int pair = first_pair; pair < end_pair; ++pair) {
-      const int z = first_z + kStride * (pair - first_pair);
-      const auto exists = [&](int i) { return static_cast<unsigned>(z + i) < static_cast<unsigned>(depth.output); };
-      T* const pair_planes = planes + static_cast<int64_t>(pair - first_pair) * kStride * plane_elements;
+    ptx::wait_for_copies<0>();
+    __syncthreads();  // The first planes have arrived, and the places.
+
+    const int items = (share.rows * in.windows + 15) / 16;
+    int newest = plane_shifts - 1;  // slot
+    for (int pair = 0; pair < share.end_pair - share.first_pair; ++pair) {
+      const int z = first_z + kStride * pair;
+      const auto exists = [&](int p) { return inside(z + p, depth.output); };
+      T* const pair_planes = planes + static_cast<int64_t>(kStride * pair) * plane_elements;
       // Where the block makes a plane's rows, between vectors as in the volume.
-      const auto made_at = [&](int i) {
-        T* const plane = pair_planes + i * plane_elements;
+      const auto made_at = [&](int p) {
         if constexpr (kRows == Rows::sectors) {
-          return plane;
+          return pair_planes + p * plane_elements;
         } else {
-          return runs + i * in.run_pitch + elements_past_vector(plane);
+          const int past = (past_vector + (kStride * pair + p) * plane_elements) & (kVector - 1);
+          return runs + (run * kStride + p) * in.run_pitch + past;
         }
       };
-      ptx::wait_for_copies<kStages - 2>();
-      ptx::wait_for_bulk_stores<0>();
-      __syncthreads();  // The stage has arrived, and the one before and its run have been read.
-      copy_sources(pair + kStages - 1);
-      const uint32_t sources = stage_address(stage) + (row_shifts - 1) * row_bytes;
-      stage = stage == kStages - 1 ? 0 : stage + 1;
+      const int next = newest + 1 == slots ? 0 : newest + 1;
+      if (share.first_pair + pair + 1 < share.end_pair) {
+        copy_plane(in, copies, source, first_plane + pair + 1, ring + next * in.plane_pitch);
+      }
+      // Where a lane's sources of window 0 lie in the first of its rows, `shift` planes before the newest.
+      const auto sources_of = [&](int shift) {
+        const int slot = newest - shift + (newest < shift ? slots : 0);
+        return ptx::shared_address(ring + slot * in.plane_pitch + in.margin + lane % 4 * 2) +
+               (row_shifts - 1) * row_bytes;
+      };
+      uint32_t sources[kEach];
+#pragma unroll
+      for (int i = 0; i < kShifts; ++i) sources[i] = sources_of(i);
+      T* made[kPlanes];
+      uint32_t made_before[kPlanes][kStride];
+      bool any_exists = false;
+#pragma unroll
+      for (int p = 0; p < kPlanes; ++p) {
+        any_exists = any_exists || exists(team + p);
+        made[p] = made_at(team + p);
+        if (kRows == Rows::sectors) made[p] = ptx::opaque_global(made[p]);
+#pragma unroll
+        for (int r = 0; r < kStride; ++r) {
+          if (kRows == Rows::sectors) continue;
+          made_before[p][r] =
+              ptx::shared_address(made[p] + lane % 4 * kOfLane) + kBytes * ((r - 1) * width.output - odd[p][r]);
+        }
+      }
 
-      T* const made = kRows == Rows::sectors ? ptx::opaque_global(made_at(p)) : made_at(p);
-      const uint32_t made_before =
-          kRows == Rows::sectors ? 0 : ptx::shared_address(made) - static_cast<uint32_t>(sizeof(T)) * width.output;
-      for (int item = exists(p) ? warp / kStride : items; item < items; item += warps / kStride) {
+      for (int item = any_exists ? member : items; item < items; item += members) {
         // A lane's places are windows lane / 4 of each eight. Those behind the last read the last row's sources.
         int place_row[2], place_column[2];   // from row_begin on
         uint32_t from[2], to[2], stores[2];  // in shared memory
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
+          const int place = item * 16 + 8 * m + lane / 4;
           if constexpr (kRows == Rows::sectors) {
-            const int place = item * 16 + 8 * m + lane / 4;
-            const int row = in.by_windows.quotient(place), window = place - row * in.windows;
-            place_row[m] = kStride * row - before;
+            const int q = in.by_windows.quotient(place), window = place - q * in.windows;
+            place_row[m] = kStride * q - before;
             place_column[m] = kWindow * window + lane % 4 * kOfLane;
-            from[m] = sources + smaller(row, rows - 1) * row_bytes + window * window_bytes;
+            from[m] = smaller(q, share.rows - 1) * row_bytes + window * window_bytes;
           } else {
-            const Place place = place_table[p * 4 * in.places + (item * 16 + 8 * m) * 4 + lane];
-            from[m] = sources + place.from;
-            to[m] = made_before + static_cast<uint32_t>(sizeof(T)) * place.to;
-            stores[m] = place.stores;
+            const uint32_t both = reinterpret_cast<const uint32_t*>(place_table)[place];
+            from[m] = both & 0xffff;
+            to[m] = both >> 16;
+            stores[m] = store_table[team * 4 * in.places + (item * 16 + 8 * m) * 4 + lane];
           }
         }
-        float sum[kStride][2][4] = {};
-        const auto add_products = [&](int plane_shift, int row_shift, const uint4(&fragments)[kStride]) {
+        float sum[kPlanes][kStride][2][4] = {};
+        const auto add_products = [&](int shift, uint32_t plane, int row_shift,
+                                      const uint4(&fragments)[kPlanes][kStride]) {
           uint32_t a[4];
 #pragma unroll
           for (int m = 0; m < 2; ++m) {
-            const uint32_t at = from[m] + plane_shift * plane_bytes - row_shift * row_bytes;
+            const uint32_t at = from[m] + plane - row_shift * row_bytes;
             a[m] = ptx::load_shared<0>(at);
             a[m + 2] = ptx::load_shared<16>(at);
           }
 #pragma unroll
-          for (int r = 0; r < kStride; ++r) {
-            const uint32_t b[2][2] = {{fragments[r].x, fragments[r].y}, {fragments[r].z, fragments[r].w}};
+          for (int i = 0; i < kPlanes * kStride; ++i) {
+            const int p = i / kStride, r = i % kStride;
+            if (!has_taps(shift, p, r)) continue;
+            const uint4& fragment = fragments[p][r];
+            const uint32_t b[2][2] = {{fragment.x, fragment.y}, {fragment.z, fragment.w}};
 #pragma unroll
-            for (int i = 0; i < 2; ++i) ptx::mma<T>(sum[r][i], a, b[i]);
+            for (int half = 0; half < 2; ++half) ptx::mma<T>(sum[p][r][half], a, b[half]);
           }
         };
         if constexpr (kShifts > 0) {
 #pragma unroll
-          for (int i = 0; i < kShiftsOfBoth; ++i) add_products(i / kShifts, i % kShifts, kept[i]);
+          for (int i = 0; i < kShiftsOfBoth; ++i) add_products(i, sources[i / kShifts], i % kShifts, kept[i]);
         } else {
           int line = 0;
           for (int plane_shift = 0; plane_shift < plane_shifts; ++plane_shift) {
+            const uint32_t plane = sources_of(plane_shift);
             for (int row_shift = 0; row_shift < row_shifts; ++row_shift, line += kLine) {
-              const uint4 fragments[kStride] = {band_of[0][line], band_of[1][line]};
-              add_products(plane_shift, row_shift, fragments);
+              const uint4 fragments[1][kStride] = {{band_of[0][0][line], band_of[0][1][line]}};
+              add_products(0, plane, row_shift, fragments);
             }
           }
         }
 
         if (in.bias != nullptr) {
 #pragma unroll
-          for (int i = 0; i < kStride * 8; ++i) sum[i / 8][i / 4 % 2][i % 4] += bias;
+          for (int i = 0; i < kPlanes * kStride * 8; ++i) sum[i / 16][i / 8 % 2][i / 4 % 2][i % 4] += bias;
         }
         Finiteness<T> finite;
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
           const int place_at = kRows == Rows::sectors ? place_row[m] * width.output + place_column[m] : 0;
 #pragma unroll
-          for (int r = 0; r < kStride; ++r) {
-            const uint2 words = words_of<T>(sum[r], m);
+          for (int j = 0; j < kPlanes * kStride; ++j) {
+            const int p = j / kStride, r = j % kStride;
+            const uint2 words = words_of<T>(sum[p][r], m);
             finite.see(words.x);
             finite.see(words.y);
             if constexpr (kRows == Rows::sectors) {
-              const bool lives = static_cast<unsigned>(place_row[m] + r) < static_cast<unsigned>(made_rows);
-              T* const at = made + (place_at + r * width.output);
-              if (lives) *reinterpret_cast<uint64_t*>(at) = uint64_t{words.y} << 32 | words.x;
+              T* const at = made[p] + (place_at + r * width.output);
+              if (inside(place_row[m] + r, made_rows) && (kPlanes == 1 || exists(p))) {
+                *reinterpret_cast<uint64_t*>(at) = uint64_t{words.y} << 32 | words.x;
+              }
             } else {
-              const uint32_t at = to[m] + static_cast<int>(sizeof(T)) * (r * width.output - odd[r]);
-              ptx::store_shared_if_any(stores[m] & 1 << 3 * r, at, words.x);
-              ptx::store_shared_if_any(stores[m] & 2 << 3 * r, at + 4, words.y);
+              const uint32_t at = to[m] + made_before[p][r];
+              ptx::store_shared_if_any(stores[m] & 1 << 3 * j, at, words.x);
+              ptx::store_shared_if_any(stores[m] & 2 << 3 * j, at + 4, words.y);
               if constexpr (kRows == Rows::odd) {
-                const uint32_t element = __byte_perm(words.x, words.y, 0x1010 + 0x2222 * lone[r]);
-                ptx::store_shared_if_any(stores[m] & 4 << 3 * r, at + 2 * lone[r], static_cast<uint16_t>(element));
+                const uint32_t element = __byte_perm(words.x, words.y, 0x1010 + 0x2222 * lone[p][r]);
+                ptx::store_shared_if_any(stores[m] & 4 << 3 * j, at + 2 * lone[p][r], static_cast<uint16_t>(element));
               }
             }
           }
         }
         if (finite.all()) continue;
 #pragma unroll 1
-        for (int i = 0; i < kStride * 2 * kOfLane; ++i) {
-          const int e = i % kOfLane, m = i / kOfLane % 2, r = i / kOfLane / 2;
-          const int place = item * 16 + 8 * m + lane / 4, q = in.by_windows.quotient(place);
-          const int row = kStride * q + r - before;
-          const int column = kWindow * (place - q * in.windows) + lane % 4 * kOfLane - (r == 0 ? odd[0] : odd[1]) + e;
-          if (row < 0 || row >= made_rows || column < 0 || column >= width.output) continue;
-          made[row * width.output + column] =
-              static_cast<T>(bias + gathered_alone(in, source, weights, z + p, row_begin + row, column));
+        for (int i = 0; i < kPlanes * kStride * 2 * kOfLane; ++i) {
+          const int e = i % kOfLane, m = i / kOfLane % 2, r = i / kOfLane / 2 % kStride;
+          const int p = team + i / kOfLane / 2 / kStride;
+          const int place = item * 16 + 8 * m + lane / 4, q = in.by_windows.quotient(place),
+                    row = kStride * q + r - before;
+          const int column = kWindow * (place - q * in.windows) + lane % 4 * kOfLane - is_odd(p, r) + e;
+          if (!exists(p) || !inside(row, made_rows) || !inside(column, width.output)) continue;
+          made_at(p)[row * width.output + column] =
+              static_cast<T>(bias + gathered_alone(in, source, weights, z + p, share.row_begin + row, column));
         }
       }
+
+      newest = next;
+      ptx::wait_for_copies<0>();
       if constexpr (kRows != Rows::sectors) {
         ptx::fence_shared_for_wgmma();
-        __syncthreads();
+        ptx::wait_for_bulk_stores<0>();
+      }
+      __syncthreads();  // The pair has been made, and the one before it stored; the next plane has arrived.
+      if constexpr (kRows != Rows::sectors) {
 #pragma unroll
-        for (int i = 0; i < kStride; ++i) {
-          if (exists(i)) store_run_in_bulk(pair_planes + i * plane_elements, made_at(i), made_rows * width.output, i);
+        for (int p = 0; p < kStride; ++p) {
+          // By the last warps, which have the fewest places.
+          const int by = larger(warps - 1 - p, 0);
+          if (exists(p)) store_run_in_bulk(pair_planes + p * plane_elements, made_at(p), made_rows * width.output, by);
         }
+        run ^= 1;
       }
     }
   }
   ptx::wait_for_bulk_stores<0>();  // Shared memory is to last that long.
 }
 
-// A block's shared memory for its outputs, and at most for its bands and its sources.
-constexpr int64_t kRunBytes = 40 * 1024, kBandBytes = 40 * 1024, kStageBytes = 24 * 1024;
+// What a tile's rows take of shared memory.
+template <class T>
+struct SharedMemory {
+  int64_t bands, table, plane, run, places, copies;  // bytes
+  int slots;
+  bool kept;  // whether bands are, so that outputs lie there later
 
-// Windows that a block makes of each plane and residue, about.
-constexpr int kBlockWindows = 320;
-
-// How many pairs of planes a block makes one after the other, so that all blocks of `columns` times as many pairs end
-// at about the same time: those of one multiprocessor share it, and each begins with its bands and without sources,
-// which takes about as long as a pair.
-int pairs_of_block(int pairs, int64_t columns, int64_t multiprocessors) {
-  constexpr int kMostChunks = 1024;
-  int best = 1;
-  int64_t least = std::numeric_limits<int64_t>::max();
-  for (int chunks = 1; chunks <= std::min(pairs, kMostChunks);) {
-    const int each = ceil_divide(pairs, chunks);
-    const int64_t blocks = ceil_divide(pairs, each) * columns;
-    const int64_t time = ceil_divide(blocks, kResidentBlocks * multiprocessors) * (each + 1);
-    if (time < least) {
-      least = time;
-      best = each;
-    }
-    if (each == 1) break;
-    chunks = ceil_divide(pairs, each - 1);  // the fewest that have less each
+  SharedMemory(const UpsamplingArguments<T>& in, Rows rows, bool bands_kept, int teams)
+      : slots(in.plane_shifts + 1), kept(bands_kept) {
+    constexpr int kBytes = sizeof(T);
+    const int variants = rows == Rows::odd ? 2 : 1;
+    bands = int64_t{variants} * in.plane_shifts * in.row_shifts * kStride * kStride * 32 * sizeof(uint4);
+    table = int64_t{16} * ceil_divide((in.depth.kernel * in.height.kernel + 1) * in.table_row * kBytes, 16);
+    plane = int64_t{in.plane_pitch} * kBytes;
+    run = rows == Rows::sectors ? 0 : int64_t{kStride} * in.run_pitch * kBytes;
+    copies = int64_t{in.plane_rows} * in.row_vectors * sizeof(Copy);
+    places = rows == Rows::sectors ? 0 : in.places * static_cast<int64_t>(sizeof(Place) + teams * 4 * sizeof(uint16_t));
   }
-  return best;
-}
+  int64_t before_sources() const { return kept ? std::max(bands + table, kRuns * run) : bands + table; }
+  int64_t before_places() const { return before_sources() + slots * plane + (kept ? 0 : kRuns * run); }
+  int64_t bytes() const { return before_places() + places + copies; }
+};
 
 template <class T, Rows kRows>
-auto kernel_for(int plane_shifts, int row_shifts) {
-  if (plane_shifts == 1 && row_shifts == 1) return upsample_by_bands<T, kRows, 1>;
-  if (plane_shifts == 2 && row_shifts == 2) return upsample_by_bands<T, kRows, 2>;
-  return upsample_by_bands<T, kRows, 0>;
+auto kernel_for(int taps) {
+  switch (taps) {
+    case 2:
+      return upsample_by_bands<T, kRows, 2>;
+    case 3:
+      return upsample_by_bands<T, kRows, 3>;
+    case 4:
+      return upsample_by_bands<T, kRows, 4>;
+    default:
+      return upsample_by_bands<T, kRows, 0>;
+  }
 }
 
 }  // namespace
@@ -459,7 +584,11 @@ bool forward_by_bands(const Problem& problem, const Target& target, const T* sou
     return false;
   }
   const Axes axes(problem);
-  UpsamplingArguments<T> in{axes, Band(axes.width), source, weight, bias, destination};
+  UpsamplingArguments<T> in{axes};
+  in.source = source;
+  in.weight = weight;
+  in.bias = bias;
+  in.destination = destination;
   const Axis<int32_t>&depth = axes.depth, &height = axes.height, &width = axes.width;
   if (width.output < kOfLane) return false;
   const Rows rows = width.output % 2 == 1                                                               ? Rows::odd
@@ -467,12 +596,11 @@ bool forward_by_bands(const Problem& problem, const Target& target, const T* sou
                                                                                                         : Rows::words;
   if (rows == Rows::words && elements_past_vector(destination) % 2 == 1) return false;
   const int variants = rows == Rows::odd ? 2 : 1;
-  // The sources that meet a window's first and last destination, of either variant.
+  // The sources that meet a window's first and last destination, of either variant; windows begin with words where rows
+  // do.
   const int lowest = width.padding - (variants - 1) - (width.kernel - 1) * width.dilation;
-  in.band.first = floor_divide(floor_divide(lowest, width.stride), 2) * 2;
-  if (floor_divide(kWindow - 1 + width.padding, width.stride) >= in.band.first + kWindow) return false;
-  in.channels = static_cast<int>(problem.in_channels);
-  in.volumes = problem.batch * problem.in_channels;
+  in.first_source = floor_divide(floor_divide(lowest, width.stride), 2) * 2;
+  if (floor_divide(kWindow - 1 + width.padding, width.stride) >= in.first_source + kWindow) return false;
   in.source_volume = problem.input_voxels();
   in.destination_volume = problem.output_voxels();
   in.plane_shifts = ceil_divide(depth.kernel, kStride);
@@ -481,51 +609,60 @@ bool forward_by_bands(const Problem& problem, const Target& target, const T* sou
   in.rows = ceil_divide(height.output + height.padding % kStride, kStride);
   in.windows = ceil_divide(width.output + variants - 1, kWindow);
   in.window_step = kWindow / width.stride;
+  in.table_row = table_row(width.stride);
   in.plane_pairs = ceil_divide(depth.output + depth.padding % kStride, kStride);
-  in.margin = in.band.first - floor_divide(in.band.first, kVector) * kVector;
+  in.margin = in.first_source - floor_divide(in.first_source, kVector) * kVector;
   in.row_vectors = ceil_divide(in.margin + in.window_step * (in.windows - 1) + kWindow, kVector);
   // Eight windows take every bank of shared memory once, wherever one row ends and the next begins.
   const int banks = 8 * in.window_step, needed = in.row_vectors * kVector;
   in.pitch = needed + ((in.window_step * in.windows - needed) % banks + banks) % banks / kVector * kVector;
   in.whole_vectors = width.input % kVector == 0 && elements_past_vector(source) == 0;
-  in.tile_rows = equal_share(in.rows, std::max(kBlockWindows / in.windows, 1));
-  if (rows != Rows::sectors) {
-    const int64_t row_bytes = int64_t{kStride} * kStride * width.output * static_cast<int64_t>(sizeof(T));
-    const int64_t most = (kRunBytes - kStride * 32) / row_bytes;
-    if (most == 0) return false;
-    in.tile_rows = equal_share(in.rows, static_cast<int>(std::min<int64_t>(in.tile_rows, most)));
+  const bool alike = in.plane_shifts == in.row_shifts && in.plane_shifts <= 2;
+  const int taps = !alike ? 0 : std::max(depth.kernel, height.kernel) == 3 ? 3 : kStride * in.plane_shifts;
+  const int teams = kStride / planes_of_warp(taps);
+  const auto cut_to = [&](int tile_rows) {
+    in.tile_rows = equal_share(in.rows, std::max(tile_rows, 1));
+    in.plane_rows = in.tile_rows + in.row_shifts - 1;
+    in.plane_pitch = in.plane_rows * in.pitch;
+    in.run_pitch = (ceil_divide(kStride * in.tile_rows * width.output, kVector) + 2) * kVector;
+    in.places = ceil_divide(in.tile_rows * in.windows, 16) * 16;
+    return SharedMemory<T>(in, rows, alike, teams);
+  };
+  SharedMemory<T> memory = cut_to(block_windows(taps) / in.windows);
+  while (in.tile_rows > 1 && memory.bytes() > shared_memory_of_block(target, resident_blocks(taps))) {
+    memory = cut_to(in.tile_rows / 2);
   }
-  in.tiles = ceil_divide(in.rows, in.tile_rows);
-  in.stage_rows = in.tile_rows + in.row_shifts - 1;
-  in.run_pitch = (ceil_divide(kStride * in.tile_rows * width.output, kVector) + 2) * kVector;
-  const int64_t stage_bytes = int64_t{in.plane_shifts} * in.stage_rows * in.pitch * static_cast<int64_t>(sizeof(T));
-  const int64_t lines = int64_t{variants} * in.plane_shifts * in.row_shifts * kStride * kStride;
-  const int64_t band_bytes = lines * 32 * static_cast<int64_t>(sizeof(uint4));
-  const int64_t run_bytes =
-      rows == Rows::sectors ? 0 : int64_t{kStride} * in.run_pitch * static_cast<int64_t>(sizeof(T));
-  const int items = ceil_divide(in.tile_rows * in.windows, 16);
-  in.places = 16 * items;
-  const int64_t place_bytes =
-      rows == Rows::sectors ? 0 : int64_t{kStride} * 4 * in.places * static_cast<int64_t>(sizeof(Place));
-  const int64_t shared_bytes = band_bytes + kStages * stage_bytes + run_bytes + place_bytes;
-  if (stage_bytes > kStageBytes || band_bytes > kBandBytes || shared_bytes > shared_memory_of_block(target, 1)) {
+  // What 16 bits count.
+  constexpr int64_t kMostBytes = 1 << 16;
+  if (memory.bytes() > shared_memory_of_block(target, 1) || memory.plane > kMostBytes ||
+      memory.run + 2 * kStride * static_cast<int64_t>(sizeof(T)) * width.output > kMostBytes) {
     return false;
   }
-  in.block_pairs = pairs_of_block(in.plane_pairs, in.tiles * in.volumes, target.parallelism);
-  in.stage_elements = in.plane_shifts * in.stage_rows * in.pitch;
-  in.band_bytes = static_cast<size_t>(band_bytes);
-  in.run_bytes = static_cast<size_t>(run_bytes);
+  in.tiles = ceil_divide(in.rows, in.tile_rows);
+  in.table_at = static_cast<int>(memory.bands);
+  in.sources_at = static_cast<int>(memory.before_sources());
+  in.places_at = static_cast<int>(memory.before_places());
+  in.copies_at = static_cast<int>(memory.before_places() + memory.places);
+  const int items = in.places / 16, warps = teams * ceil_divide(items, ceil_divide(items, most_warps(taps) / teams));
+  const int64_t resident =
+      std::min<int64_t>(resident_blocks(taps) * most_warps(taps) / warps, blocks_that_share(target, memory.bytes()));
+  constexpr int64_t kBegin = 1;  // pairs that take as long as to begin a tile
+  const int64_t steps = problem.batch * problem.in_channels * in.tiles * in.plane_pairs;
+  const int64_t share = share_of_block(steps, in.plane_pairs, resident * target.parallelism, kBegin);
+  if (steps + share > std::numeric_limits<int32_t>::max()) return false;
+  in.steps = static_cast<int>(steps);
+  in.share = static_cast<int>(share);
+  in.by_pairs = Divisor<int32_t>(in.plane_pairs);
   in.by_tiles = Divisor<int32_t>(in.tiles);
+  in.by_channels = Divisor<int32_t>(problem.in_channels);
+  in.by_kernel = Divisor<int32_t>(width.kernel);
   in.by_windows = Divisor<int32_t>(in.windows);
   in.by_vectors = Divisor<int32_t>(in.row_vectors);
-  in.by_stage_rows = Divisor<int32_t>(in.stage_rows);
-  const auto kernel = rows == Rows::odd       ? kernel_for<T, Rows::odd>(in.plane_shifts, in.row_shifts)
-                      : rows == Rows::sectors ? kernel_for<T, Rows::sectors>(in.plane_shifts, in.row_shifts)
-                                              : kernel_for<T, Rows::words>(in.plane_shifts, in.row_shifts);
-  const int warps = kStride * ceil_divide(items, ceil_divide(items, kMostWarps / kStride));
-  const dim3 grid(static_cast<unsigned>(ceil_divide(in.plane_pairs, in.block_pairs) * in.tiles),
-                  static_cast<unsigned>(std::min<int64_t>(in.volumes, 65535)));
-  launch("depthwise upsampling", kernel, grid, 32 * warps, static_cast<size_t>(shared_bytes), stream, in);
+  const auto kernel = rows == Rows::odd       ? kernel_for<T, Rows::odd>(taps)
+                      : rows == Rows::sectors ? kernel_for<T, Rows::sectors>(taps)
+                                              : kernel_for<T, Rows::words>(taps);
+  const dim3 grid(static_cast<unsigned>(ceil_divide(in.steps, in.share)));
+  launch("depthwise upsampling", kernel, grid, 32 * warps, static_cast<size_t>(memory.bytes()), stream, in);
   return true;
 }
 

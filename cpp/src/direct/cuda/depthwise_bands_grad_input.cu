@@ -12,8 +12,8 @@
 
 #include "cuda/launch.h"
 #include "cuda/ptx.h"
+#include "direct/cuda/bands.h"
 #include "direct/cuda/contacts.h"
-#include "direct/cuda/finiteness.h"
 #include "direct/cuda/kernels.h"
 #include "direct/cuda/rows.h"
 #include "direct/shared_memory.h"
@@ -21,7 +21,7 @@
 namespace convt3d::direct {
 namespace {
 
-constexpr int kMostWarps = 3, kLeastWarps = 9;  // of a block, and of a multiprocessor
+constexpr int kMostWarps = 3, kLeastWarps = 6;  // of a block, and of a multiprocessor
 constexpr int kStride = 2;
 constexpr int kWindow = 8, kReach = 24;        // destinations of a window, and sources
 constexpr int kPlaceRows = 4;                  // of destinations: the windows of a place, one below the other
@@ -59,10 +59,6 @@ struct CorrelatingArguments {
     return period / 2 * turn + period % 2 * lift;
   }
 };
-
-__device__ __forceinline__ bool inside(int position, int size) {
-  return static_cast<unsigned>(position) < static_cast<unsigned>(size);
-}
 
 // One destination, tap by tap.
 template <class T>
@@ -358,20 +354,6 @@ __global__ void __launch_bounds__(32 * kMostWarps, resident_blocks(kKernel))
 // Places of a block.
 constexpr int kBlockPlaces = 8 * kMostWarps;
 
-// How many of all steps a block takes, so that all blocks are there at once and end at about the same time. A tile's
-// planes are `tile_steps` of them, and what a block begins a tile with, its bands and first sources, takes as long as
-// some more.
-int64_t share_of_block(int64_t steps, int64_t tile_steps, int64_t room) {
-  constexpr int64_t kBegin = 3, kLeast = 4;
-  const int64_t share = std::max(ceil_divide(steps, room), kLeast);
-  // A share that ends with a tile, or with one of its equal parts.
-  const int64_t whole =
-      share < tile_steps ? ceil_divide(tile_steps, tile_steps / share) : ceil_divide(share, tile_steps) * tile_steps;
-  if (whole < tile_steps && tile_steps % whole != 0) return share;
-  const int64_t begins = ceil_divide(share - 1, tile_steps) + 1, whole_begins = ceil_divide(whole, tile_steps);
-  return whole + kBegin * whole_begins <= share + kBegin * begins ? whole : share;
-}
-
 }  // namespace
 
 template <class T>
@@ -410,11 +392,12 @@ bool grad_input_by_bands(const Problem& problem, const Target& target, const T* 
                                int64_t{2} * depth.kernel * height.kernel * kTableRow * kElementBytes;
   // Blocks of a multiprocessor, as registers and shared memory allow: plain multiplications need less of either, and
   // few warps hide no latencies.
-  const int64_t resident = std::min<int64_t>(resident_blocks(depth.kernel) * kMostWarps / warps,
-                                             shared_memory_of_block(target, 1) / shared_bytes);
+  const int64_t resident =
+      std::min<int64_t>(resident_blocks(depth.kernel) * kMostWarps / warps, blocks_that_share(target, shared_bytes));
   if (resident * warps < kLeastWarps) return false;
   in.steps = problem.batch * problem.in_channels * in.tiles * depth.input;
-  in.share = share_of_block(in.steps, depth.input, resident * target.parallelism);
+  constexpr int64_t kBegin = 3;  // planes that take as long as to begin a tile
+  in.share = share_of_block(in.steps, depth.input, resident * target.parallelism, kBegin);
   in.whole_words = width.input % 2 == 0 && elements_past_vector(grad_input) % 2 == 0;
   in.clears = width.output % kVector != 0 || elements_past_vector(grad_output) != 0;
   in.by_windows = Divisor<int32_t>(in.windows);

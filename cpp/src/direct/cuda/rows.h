@@ -83,8 +83,9 @@ __device__ __forceinline__ void store_run_in_bulk(T* to, const T* from, int leng
     ptx::store_bulk(to + head, ptx::shared_address(from + head), static_cast<uint32_t>(whole * sizeof(T)));
   }
   ptx::commit_bulk_stores();
-  if (lane < head) to[lane] = from[lane];
-  for (int i = head + whole + lane; i < length; i += 32) to[i] = from[i];
+  // A vector's worth of lanes for what comes before them, and the next ones for what follows.
+  const int element = lane < kVector ? lane : head + whole + lane - kVector;
+  if (element < (lane < kVector ? head : length)) to[element] = from[element];
 #else
   store_run(to, from, length);
 #endif
