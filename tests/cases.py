@@ -246,6 +246,21 @@ GRAD_INPUT_BANDS = {
 }
 
 
+#: Depthwise layers that no kernel is compiled for: boxes of taps of several shapes, short and long rows, rows outside,
+#: and few channels, of which many blocks share the sums.
+ANY_DEPTHWISE = {
+    "five taps": Case(2, 3, 3, 3, (4, 9, 40), (5, 5, 5), (2, 2, 2), (2, 2, 2), (1, 1, 1)),
+    "unlike axes": Case(2, 3, 3, 3, (3, 9, 33), (1, 4, 3), (1, 2, 2), (0, 1, 1), (0, 1, 0)),
+    "stride 3": Case(2, 3, 3, 3, (4, 6, 70), (3, 3, 3), (3, 3, 3), (0, 0, 0), (2, 0, 1)),
+    "stride over the kernel": Case(2, 3, 3, 3, (4, 6, 10), (2, 2, 2), (3, 4, 3), (0, 1, 0), (1, 0, 0)),
+    "dilated": Case(2, 3, 3, 3, (5, 9, 7), (3, 3, 3), (2, 2, 2), (2, 2, 2), (1, 1, 1), (2, 2, 2)),
+    "dilated further than strides": Case(2, 3, 3, 3, (5, 9, 7), (3, 2, 4), (2, 3, 2), (2, 1, 4), (0, 2, 1), (3, 2, 3)),
+    "long taps": Case(2, 8, 8, 8, (3, 9, 11), (2, 9, 11), (1, 1, 1), (0, 4, 5)),
+    "one row": Case(2, 3, 3, 3, (7, 1, 40), (3, 1, 3), (2, 1, 2), (1, 0, 1), (1, 0, 1)),
+    "shared sums": Case(3, 2, 2, 2, (16, 20, 24), (3, 2, 5), (2, 2, 2), (1, 0, 2), (0, 0, 0)),
+}
+
+
 def native(case: Case, tensors: Tensors, operator: str, dtype: torch.dtype) -> list[Tensor]:
     """PyTorch's results of an operator, computed in `dtype`."""
     given = tensors.to(dtype)

@@ -17,6 +17,7 @@ import torch
 
 from cases import (
     ALGORITHMS,
+    ANY_DEPTHWISE,
     BANDS,
     BOUNDS,
     BOXED,
@@ -83,11 +84,16 @@ def calls(device: torch.device, algorithms: list[str]) -> list[Callable[[], None
     forward += [("forward", case, "tf32") for case in BOXED.values()]
     forward += [("forward", case, "bfloat16") for case in BANDS.values()]
     backward = [("grad_input", case, "bfloat16") for case in GRAD_INPUT_BANDS.values()]
+    depthwise = [
+        (operator, case, precision)
+        for case in ANY_DEPTHWISE.values()
+        for operator, precision in (("forward", "float32"), ("grad_input", "float16"), ("grad_weight", "bfloat16"))
+    ]
     special = [
         functools.partial(
             compute, device, "direct", case, operator, torch.contiguous_format, dtype_of(precision), True, 1 << 30
         )
-        for operator, case, precision in (*handed_over, *forward, *backward)
+        for operator, case, precision in (*handed_over, *forward, *backward, *depthwise)
         if "direct" in algorithms
     ]
     return [*bias_gradients, *operators, *special]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cases import (
     ALGORITHMS,
+    ANY_DEPTHWISE,
     BANDS,
     BOUNDS,
     BOXED,
@@ -220,6 +221,22 @@ def test_direct_grad_input_by_bands_of_what_is_not_finite(name: str, value: floa
     tensors.grad_output[1, 2, 3, 7, 5] = value
     tensors.grad_output[0, 1, 4, 9, -1] = value
     check_what_is_not_finite(case, tensors, "grad_input", precision, most=2 * math.prod(case.kernel))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("operator", ["forward", "grad_input", "grad_weight"])
+@pytest.mark.parametrize("name", ANY_DEPTHWISE)
+def test_direct_depthwise_of_any_geometry(
+    name: str, operator: str, layout: torch.memory_format, precision: str
+) -> None:
+    case = ANY_DEPTHWISE[name]
+    tensors = case.tensors(CUDA, dtype_of(precision), layout, seed=1)
+    poison(CUDA)
+    with tf32(precision == "tf32"):
+        results = ours(case, tensors, operator, "direct")
+    expected = native(case, tensors, operator, torch.float64)
+    assert relative_error(results, expected) <= bound_of("float32" if precision == "tf32" else precision)
 
 
 def check_what_is_not_finite(case: Case, tensors: Tensors, operator: str, precision: str, most: int) -> None:

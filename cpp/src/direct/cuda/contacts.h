@@ -9,6 +9,7 @@
 
 #include "convt3d/convt3d.h"
 #include "geometry.h"
+#include "operands.h"
 
 namespace convt3d::direct {
 
@@ -19,17 +20,17 @@ struct Contacts {
   Index offset = 0, offset_step = 0;
   Index count = 0;
 
-  // Leaves those with lowest <= offset <= highest.
-  CONVT3D_HOST_DEVICE void clip(Index lowest, Index highest) {
+  // Leaves those with lowest <= offset <= highest, where offsets rise or fall by `by_step`'s value.
+  CONVT3D_HOST_DEVICE void clip(Index lowest, Index highest, const Divisor<Index>& by_step) {
     const bool rises = offset_step > 0;
-    const Index step = rises ? offset_step : -offset_step;
+    const Index step = by_step.value;
     const Index before = rises ? lowest - offset : offset - highest;
-    const Index skipped = before > 0 ? (before + step - 1) / step : 0;
+    const Index skipped = before > 0 ? by_step.quotient(before + step - 1) : 0;
     tap += skipped * tap_step;
     offset += skipped * offset_step;
     count -= skipped;
     const Index room = rises ? highest - offset : offset - lowest;
-    count = room < 0 || count <= 0 ? 0 : smaller(count, room / step + 1);
+    count = room < 0 || count <= 0 ? 0 : smaller(count, by_step.quotient(room) + 1);
   }
 };
 
@@ -42,6 +43,7 @@ struct AxisGather {
   Index destination_stride = 1, source_stride = 1;  // S and M
   Index residues = 1;                               // those that hold any destination position
   Index positions = 1;                              // of q
+  Divisor<Index> by_offset_step;                    // of neighbouring contacts
 
   AxisGather() = default;
   AxisGather(const Problem& problem, Operator op, int which)
@@ -52,7 +54,8 @@ struct AxisGather {
         destination_stride(forward ? axis.stride : 1),
         source_stride(forward ? 1 : axis.stride),
         residues(smaller(destination_stride, destination)),
-        positions((destination + destination_stride - 1) / destination_stride) {}
+        positions((destination + destination_stride - 1) / destination_stride),
+        by_offset_step(forward ? axis.index_step : axis.dilation) {}
 
   // The contacts of `residue` that reach a source from any q in [first, last].
   CONVT3D_HOST_DEVICE Contacts<Index> contacts(Index residue, Index first, Index last) const {
@@ -71,7 +74,7 @@ struct AxisGather {
       contacts.offset_step = axis.dilation;
       contacts.count = axis.kernel;
     }
-    contacts.clip(-source_stride * last, source - 1 - source_stride * first);
+    contacts.clip(-source_stride * last, source - 1 - source_stride * first, by_offset_step);
     return contacts;
   }
 };
@@ -127,7 +130,25 @@ template <class T>
 bool grad_input_by_bands(const Problem& problem, const Target& target, const T* grad_output, const T* weight,
                          T* grad_input, cudaStream_t stream);
 
+// Depthwise in every geometry and layout.
+template <class T>
+void gather_depthwise_any(const Problem& problem, Operator op, const T* source, const T* weight, const T* bias,
+                          T* destination, cudaStream_t stream);
+template <class T>
+void reduce_depthwise_any(const Problem& problem, int64_t parts, const T* grad_output, const T* input,
+                          Accumulator<T>* partials, cudaStream_t stream);
+
+// Whether 32-bit indices reach every voxel of a volume, times the channels where those lie between voxels.
+inline bool volumes_fit_32_bits(const Problem& problem) {
+  const int64_t between = problem.layout == Layout::ncdhw ? 1 : std::max(problem.in_channels, problem.out_channels);
+  return Geometry<int32_t>::fits(problem) && std::max(problem.in_channels, problem.out_channels) < (int64_t{1} << 30) &&
+         std::max(problem.input_voxels(), problem.output_voxels()) * between < (int64_t{1} << 30);
+}
+
 // The size of one of as few equal parts as have at most `most` each, of which the last may be smaller.
-inline int equal_share(int all, int most) { return ceil_divide(all, ceil_divide(all, most)); }
+template <class Index>
+Index equal_share(Index all, Index most) {
+  return ceil_divide(all, ceil_divide(all, most));
+}
 
 }  // namespace convt3d::direct

@@ -1109,315 +1109,6 @@ bool correlate_reduce(const Problem& problem, int64_t parts, const T* grad_outpu
       problem, [&](auto walk) { return launch_correlate_reduce<T>(walk, arguments, problem.batch, parts, stream); });
 }
 
-// ---- every other geometry, and NDHWC -------------------------------------------------------------------------------
-
-// How blocks share out the channels: one by one in NCDHW, else as many as keep whole warps busy.
-struct ChannelBlocks {
-  int width = 1;  // channels that a thread takes at once
-  int size = 1;   // channels of a block
-  int64_t count = 1;
-  Divisor<int32_t> by_vectors;  // of a block
-
-  // `vector` is how many elements fill 16 bytes, and `pointers` tells whether the tensors are aligned to that.
-  ChannelBlocks(const Problem& problem, int vector, bool aligned, int64_t most) {
-    const int64_t channels = problem.in_channels;
-    if (problem.layout == Layout::ndhwc) {
-      width = aligned && channels % vector == 0 ? vector : 1;
-      size =
-          static_cast<int>(std::clamp<int64_t>(most / width * width, width, std::min<int64_t>(channels, 32 * width)));
-    }
-    count = (channels + size - 1) / size;
-    by_vectors = Divisor<int32_t>(size / width);
-  }
-};
-
-template <class T>
-bool is_vector_aligned(const T* a, const T* b) {
-  return reinterpret_cast<uintptr_t>(a) % 16 == 0 && reinterpret_cast<uintptr_t>(b) % 16 == 0;
-}
-
-template <class T, class Index>
-struct GatherArguments {
-  AxisGather<Index> depth, height, width;
-  Divisor<Index> by_height, by_width;  // of the destination
-  const T* source;
-  const T* weight;
-  const T* bias;
-  T* destination;
-  VolumeSteps source_steps, destination_steps;
-  ChannelBlocks channel_blocks;
-  int64_t channels, taps, voxels;  // of the destination
-  int64_t chunks;                  // blocks of one sample and channel block
-  bool keeps_weights;              // in shared memory
-  int64_t blocks;
-};
-
-// Voxels of a block for each that its threads take at once.
-constexpr int kRounds = 8;
-
-// A thread makes one destination voxel of `Width` neighbouring channels, tap by tap: the fallback for every geometry.
-// Sources come through the L1 cache, coalesced along the width (NCDHW) or along the channels (NDHWC), weights from
-// shared memory, laid out as channels lie in the volume. Bound by these loads, two for each tap.
-template <class T, class Index, int Width>
-__global__ void __launch_bounds__(kThreads, sizeof(Index) == 8 ? 2 : 3)
-    gather_any(const __grid_constant__ GatherArguments<T, Index> in) {
-  using Sum = Accumulator<T>;
-  extern __shared__ __align__(16) unsigned char shared[];
-  Sum* const weights = reinterpret_cast<Sum*>(shared);
-  const int block_channels = in.channel_blocks.size, vectors = block_channels / Width;
-  const int64_t chunk_voxels = static_cast<int64_t>(kThreads / vectors) * kRounds;
-  for (int64_t block = blockIdx.x; block < in.blocks; block += gridDim.x) {
-    int64_t rest = block / in.chunks;
-    const int64_t chunk = block - rest * in.chunks;
-    const int64_t sample = rest / in.channel_blocks.count;
-    const int64_t first_channel = (rest - sample * in.channel_blocks.count) * block_channels;
-    const int channels = static_cast<int>(smaller<int64_t>(block_channels, in.channels - first_channel));
-    if (in.keeps_weights) {
-      const int taps = static_cast<int>(in.taps);
-      __syncthreads();
-      for (int i = threadIdx.x; i < channels * taps; i += kThreads) {
-        const int channel = i / taps;
-        weights[(i - channel * taps) * block_channels + channel] =
-            static_cast<Sum>(in.weight[first_channel * in.taps + i]);
-      }
-      __syncthreads();
-    }
-    const int voxel_lane = in.channel_blocks.by_vectors.quotient(static_cast<int>(threadIdx.x));
-    const int channel = (static_cast<int>(threadIdx.x) - voxel_lane * vectors) * Width;
-    const int voxel_lanes = kThreads / vectors;
-    if (channel >= channels || voxel_lane >= voxel_lanes) continue;
-    const T* const source =
-        in.source + sample * in.source_steps.sample + (first_channel + channel) * in.source_steps.channel;
-    T* const destination = in.destination + sample * in.destination_steps.sample +
-                           (first_channel + channel) * in.destination_steps.channel;
-    const int64_t end = smaller((chunk + 1) * chunk_voxels, in.voxels);
-    for (int64_t at = chunk * chunk_voxels + voxel_lane; at < end; at += voxel_lanes) {
-      const Index voxel = static_cast<Index>(at);
-      const Index line = in.by_width.quotient(voxel), z = in.by_height.quotient(line);
-      const auto walk = [](const AxisGather<Index>& axis, Index position, Index& base) {
-        const Index q = axis.forward ? axis.axis.by_stride.quotient(position) : position;
-        base = q * axis.source_stride;
-        return axis.contacts(position - q * axis.destination_stride, q, q);
-      };
-      Index base_d, base_h, base_w;
-      const Contacts<Index> d = walk(in.depth, z, base_d);
-      const Contacts<Index> h = walk(in.height, line - z * in.height.destination, base_h);
-      const Contacts<Index> w = walk(in.width, voxel - line * in.width.destination, base_w);
-      Sum sum[Width];
-#pragma unroll
-      for (int i = 0; i < Width; ++i) {
-        sum[i] = in.bias == nullptr ? Sum(0) : static_cast<Sum>(in.bias[first_channel + channel + i]);
-      }
-      for (Index a = 0; a < d.count; ++a) {
-        for (Index b = 0; b < h.count; ++b) {
-          const Index tap_row = (d.tap + a * d.tap_step) * in.height.axis.kernel + h.tap + b * h.tap_step;
-          const Index source_row =
-              (base_d + d.offset + a * d.offset_step) * in.height.source + base_h + h.offset + b * h.offset_step;
-          const T* from =
-              source + (static_cast<int64_t>(source_row) * in.width.source + base_w + w.offset) * in.source_steps.voxel;
-          Index tap = tap_row * in.width.axis.kernel + w.tap;
-#pragma unroll 2
-          for (Index c = 0; c < w.count; ++c) {
-            const auto x = *reinterpret_cast<const Elements<T, Width>*>(from);
-#pragma unroll
-            for (int i = 0; i < Width; ++i) {
-              const Sum factor = in.keeps_weights
-                                     ? weights[tap * block_channels + channel + i]
-                                     : static_cast<Sum>(in.weight[(first_channel + channel + i) * in.taps + tap]);
-              sum[i] += factor * static_cast<Sum>(x.element[i]);
-            }
-            from += w.offset_step * in.source_steps.voxel;
-            tap += w.tap_step;
-          }
-        }
-      }
-      Elements<T, Width> result;
-#pragma unroll
-      for (int i = 0; i < Width; ++i) result.element[i] = static_cast<T>(sum[i]);
-      *reinterpret_cast<Elements<T, Width>*>(destination + at * in.destination_steps.voxel) = result;
-    }
-  }
-}
-
-template <class T, class Index>
-struct ReduceArguments {
-  Geometry<Index> geometry;
-  const T* grad_output;
-  const T* input;
-  Accumulator<T>* partials;
-  VolumeSteps input_steps, output_steps;
-  ChannelBlocks channel_blocks;
-  int64_t channels, taps, tap_groups, parts;
-  int64_t items, share;  // voxels of all samples, and those of a part
-  int64_t blocks;
-  int run_length;
-};
-
-// Products that a thread sums before it folds them into a second sum, which bounds the error of long sums; float32 has
-// its own.
-constexpr int kRunLength = 64;
-
-// Taps that a thread sums at once.
-constexpr int kTapGroup = 4;
-
-// A block takes one part's voxels, a block of channels and kTapGroup taps; a thread every so-many-th of these voxels
-// and `Width` neighbouring channels. The threads' sums are added up by a tree. Bound by the gathering of the outputs,
-// one load for each voxel and tap.
-template <class T, class Index, int Width>
-__global__ void __launch_bounds__(kThreads) reduce_any(const __grid_constant__ ReduceArguments<T, Index> in) {
-  using Sum = Accumulator<T>;
-  __shared__ Sum sums[kThreads];
-  const Geometry<Index>& g = in.geometry;
-  const int block_channels = in.channel_blocks.size, vectors = block_channels / Width;
-  const int voxel_lanes = kThreads / vectors;
-  const int voxel_lane = in.channel_blocks.by_vectors.quotient(static_cast<int>(threadIdx.x));
-  const int channel = (static_cast<int>(threadIdx.x) - voxel_lane * vectors) * Width;
-  int first_half = 1;  // of the tree
-  while (2 * first_half < voxel_lanes) first_half *= 2;
-  for (int64_t block = blockIdx.x; block < in.blocks; block += gridDim.x) {
-    int64_t rest = block / in.tap_groups;
-    const int64_t first_tap = (block - rest * in.tap_groups) * kTapGroup;
-    const int64_t part = rest / in.channel_blocks.count;
-    const int64_t first_channel = (rest - part * in.channel_blocks.count) * block_channels;
-    const bool works = voxel_lane < voxel_lanes && first_channel + channel < in.channels;
-    // The output position that input 0 and each tap meet.
-    Index tap_d[kTapGroup], tap_h[kTapGroup], tap_w[kTapGroup];
-#pragma unroll
-    for (int t = 0; t < kTapGroup; ++t) {
-      const Index tap = static_cast<Index>(smaller(first_tap + t, in.taps - 1));
-      const Index line = g.by_kernel_width.quotient(tap), plane = g.by_kernel_height.quotient(line);
-      tap_d[t] = g.depth.output_at(0, plane);
-      tap_h[t] = g.height.output_at(0, line - plane * g.height.kernel);
-      tap_w[t] = g.width.output_at(0, tap - line * g.width.kernel);
-    }
-    const T* const input = in.input + (first_channel + channel) * in.input_steps.channel;
-    const T* const output = in.grad_output + (first_channel + channel) * in.output_steps.channel;
-    const int64_t begin = smaller(part * in.share, in.items), end = smaller(begin + in.share, in.items);
-    Sum sum[kTapGroup][Width] = {}, run[kTapGroup][Width] = {};
-    int length = 0;
-    for (int64_t item = works ? begin + voxel_lane : end; item < end; item += voxel_lanes) {
-      const int64_t sample = item / g.input_voxels;
-      const Index voxel = static_cast<Index>(item - sample * g.input_voxels);
-      const Index line = g.by_input_width.quotient(voxel), plane = g.by_input_height.quotient(line);
-      const Index d = plane * g.depth.stride, h = (line - plane * g.height.input) * g.height.stride,
-                  w = (voxel - line * g.width.input) * g.width.stride;
-      const auto x = *reinterpret_cast<const Elements<T, Width>*>(input + sample * in.input_steps.sample +
-                                                                  voxel * in.input_steps.voxel);
-      const T* const volume = output + sample * in.output_steps.sample;
-#pragma unroll
-      for (int t = 0; t < kTapGroup; ++t) {
-        const Index o_d = d + tap_d[t], o_h = h + tap_h[t], o_w = w + tap_w[t];
-        if (o_d < 0 || o_d >= g.depth.output || o_h < 0 || o_h >= g.height.output || o_w < 0 || o_w >= g.width.output) {
-          continue;
-        }
-        const int64_t at = (static_cast<int64_t>(o_d) * g.height.output + o_h) * g.width.output + o_w;
-        const auto y = *reinterpret_cast<const Elements<T, Width>*>(volume + at * in.output_steps.voxel);
-#pragma unroll
-        for (int i = 0; i < Width; ++i) run[t][i] += static_cast<Sum>(x.element[i]) * static_cast<Sum>(y.element[i]);
-      }
-      if (++length == in.run_length) {
-        length = 0;
-#pragma unroll
-        for (int t = 0; t < kTapGroup; ++t) {
-#pragma unroll
-          for (int i = 0; i < Width; ++i) {
-            sum[t][i] += run[t][i];
-            run[t][i] = 0;
-          }
-        }
-      }
-    }
-#pragma unroll
-    for (int t = 0; t < kTapGroup; ++t) {
-#pragma unroll
-      for (int i = 0; i < Width; ++i) {
-        __syncthreads();
-        sums[threadIdx.x] = sum[t][i] + run[t][i];
-        __syncthreads();
-        for (int half = first_half; half > 0; half /= 2) {
-          if (voxel_lane < half && voxel_lane + half < voxel_lanes) {
-            sums[threadIdx.x] += sums[threadIdx.x + half * vectors];
-          }
-          __syncthreads();
-        }
-        if (works && voxel_lane == 0 && first_tap + t < in.taps) {
-          in.partials[(part * in.channels + first_channel + channel + i) * in.taps + first_tap + t] = sums[threadIdx.x];
-        }
-      }
-    }
-  }
-}
-
-template <class T, class Index>
-void gather_depthwise(const Problem& problem, Operator op, const T* source, const T* weight, const T* bias,
-                      T* destination, cudaStream_t stream) {
-  constexpr int kVector = 16 / sizeof(T);
-  constexpr int64_t kWeightBytes = 32 * 1024;
-  const bool forward = op == Operator::forward;
-  const int64_t weight_bytes = problem.taps() * static_cast<int64_t>(sizeof(Accumulator<T>));
-  GatherArguments<T, Index> arguments{
-      AxisGather<Index>(problem, op, 0),
-      AxisGather<Index>(problem, op, 1),
-      AxisGather<Index>(problem, op, 2),
-      Divisor<Index>(),
-      Divisor<Index>(),
-      source,
-      weight,
-      bias,
-      destination,
-      VolumeSteps(),
-      VolumeSteps(),
-      ChannelBlocks(problem, kVector, is_vector_aligned(source, destination), kWeightBytes / weight_bytes)};
-  arguments.by_height = Divisor<Index>(arguments.height.destination);
-  arguments.by_width = Divisor<Index>(arguments.width.destination);
-  arguments.channels = problem.in_channels;
-  arguments.taps = problem.taps();
-  arguments.voxels = forward ? problem.output_voxels() : problem.input_voxels();
-  arguments.source_steps =
-      VolumeSteps(problem.layout, problem.in_channels, forward ? problem.input_voxels() : problem.output_voxels());
-  arguments.destination_steps = VolumeSteps(problem.layout, problem.in_channels, arguments.voxels);
-  const ChannelBlocks& channels = arguments.channel_blocks;
-  arguments.keeps_weights = channels.size * weight_bytes <= kWeightBytes;
-  const int64_t chunk_voxels = static_cast<int64_t>(kThreads / (channels.size / channels.width)) * kRounds;
-  arguments.chunks = (arguments.voxels + chunk_voxels - 1) / chunk_voxels;
-  arguments.blocks = problem.batch * channels.count * arguments.chunks;
-  const size_t shared_bytes = arguments.keeps_weights ? static_cast<size_t>(channels.size * weight_bytes) : 0;
-  const auto kernel = channels.width > 1 ? gather_any<T, Index, kVector> : gather_any<T, Index, 1>;
-  launch("depthwise gather", kernel, grid_of(arguments.blocks), kThreads, shared_bytes, stream, arguments);
-}
-
-template <class T, class Index>
-void reduce_depthwise(const Problem& problem, int64_t parts, const T* grad_output, const T* input,
-                      Accumulator<T>* partials, cudaStream_t stream) {
-  constexpr int kVector = 16 / sizeof(T);
-  ReduceArguments<T, Index> arguments{
-      Geometry<Index>(problem),
-      grad_output,
-      input,
-      partials,
-      VolumeSteps(problem.layout, problem.in_channels, problem.input_voxels()),
-      VolumeSteps(problem.layout, problem.out_channels, problem.output_voxels()),
-      ChannelBlocks(problem, kVector, is_vector_aligned(grad_output, input), problem.in_channels)};
-  arguments.channels = problem.in_channels;
-  arguments.taps = problem.taps();
-  arguments.tap_groups = (arguments.taps + kTapGroup - 1) / kTapGroup;
-  arguments.parts = parts;
-  arguments.items = problem.batch * problem.input_voxels();
-  arguments.share = (arguments.items + parts - 1) / parts;
-  arguments.blocks = parts * arguments.channel_blocks.count * arguments.tap_groups;
-  const int voxel_lanes = kThreads / (arguments.channel_blocks.size / arguments.channel_blocks.width);
-  arguments.run_length = run_length<T>(arguments.share / voxel_lanes, kRunLength);
-  const auto kernel = arguments.channel_blocks.width > 1 ? reduce_any<T, Index, kVector> : reduce_any<T, Index, 1>;
-  launch("depthwise reduction", kernel, grid_of(arguments.blocks), kThreads, 0, stream, arguments);
-}
-
-// Whether 32-bit indices reach every voxel of a volume, times the channels where those lie between voxels.
-bool fits_32_bits(const Problem& problem) {
-  const int64_t between = problem.layout == Layout::ncdhw ? 1 : std::max(problem.in_channels, problem.out_channels);
-  return Geometry<int32_t>::fits(problem) && std::max(problem.in_channels, problem.out_channels) < (int64_t{1} << 30) &&
-         std::max(problem.input_voxels(), problem.output_voxels()) * between < (int64_t{1} << 30);
-}
-
 }  // namespace
 
 template <class T>
@@ -1425,7 +1116,7 @@ bool gather_narrow_groups(const Problem& problem, Operator op, const T* source, 
                           T* destination, cudaStream_t stream) {
   const bool forward = op == Operator::forward;
   const int64_t destinations = forward ? problem.group_out_channels() : problem.group_in_channels();
-  if (destinations > 4 || !fits_32_bits(problem)) return false;
+  if (destinations > 4 || !volumes_fit_32_bits(problem)) return false;
   const auto gather = [&](auto block) {
     constexpr int kBlock = decltype(block)::value;
     return correlate<T, kBlock>(problem, op, source, weight, bias, destination, stream) ||
@@ -1442,27 +1133,22 @@ bool gather_narrow_groups(const Problem& problem, Operator op, const T* source, 
 template <class T>
 void gather_depthwise(const Problem& problem, Operator op, const Target& target, const T* source, const T* weight,
                       const T* bias, T* destination, cudaStream_t stream) {
-  if (!fits_32_bits(problem)) {
-    return gather_depthwise<T, int64_t>(problem, op, source, weight, bias, destination, stream);
-  }
   if constexpr (sizeof(T) == 2) {
-    if (op == Operator::forward ? forward_by_bands<T>(problem, target, source, weight, bias, destination, stream)
-                                : grad_input_by_bands<T>(problem, target, source, weight, destination, stream)) {
-      return;
-    }
+    const auto by_bands = [&] {
+      return op == Operator::forward ? forward_by_bands<T>(problem, target, source, weight, bias, destination, stream)
+                                     : grad_input_by_bands<T>(problem, target, source, weight, destination, stream);
+    };
+    if (volumes_fit_32_bits(problem) && by_bands()) return;
   }
   if (gather_narrow_groups<T>(problem, op, source, weight, bias, destination, stream)) return;
-  gather_depthwise<T, int32_t>(problem, op, source, weight, bias, destination, stream);
+  gather_depthwise_any<T>(problem, op, source, weight, bias, destination, stream);
 }
 
 template <class T>
 void reduce_depthwise(const Problem& problem, int64_t parts, const T* grad_output, const T* input,
                       Accumulator<T>* partials, cudaStream_t stream) {
-  if (!fits_32_bits(problem)) {
-    return reduce_depthwise<T, int64_t>(problem, parts, grad_output, input, partials, stream);
-  }
-  if (correlate_reduce<T>(problem, parts, grad_output, input, partials, stream)) return;
-  reduce_depthwise<T, int32_t>(problem, parts, grad_output, input, partials, stream);
+  if (volumes_fit_32_bits(problem) && correlate_reduce<T>(problem, parts, grad_output, input, partials, stream)) return;
+  reduce_depthwise_any<T>(problem, parts, grad_output, input, partials, stream);
 }
 
 #define CONVT3D_INSTANTIATE(T)                                                                                  \
