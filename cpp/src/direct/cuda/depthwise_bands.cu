@@ -272,7 +272,7 @@ __device__ __forceinline__ void find_places(const UpsamplingArguments<T>& in, co
 // kTaps for an even one, and bands stay in registers; 0 takes any number, and reads bands from shared memory each time.
 //
 // Memory takes 120 cycles on an H200 for 1024 outputs, four schedulers some 80 for kernel 3's 320 instructions where
-// rows are odd, and 90 for kernel 4's 360 where they are sectors. Bound by latencies, next by memory: 16 warps a
+// rows are odd, and 90 at most for kernel 4's where they are sectors. Bound by latencies, next by memory: 16 warps a
 // multiprocessor with kernel 4, and 20 with kernel 3, of whose time a third goes by waiting for the run before to be
 // stored, and for each other.
 template <class T, Rows kRows, int kTaps>
