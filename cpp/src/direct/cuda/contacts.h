@@ -4,6 +4,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -125,7 +126,7 @@ template <class T>
 bool forward_by_bands(const Problem& problem, const Target& target, const T* source, const T* weight, const T* bias,
                       T* destination, cudaStream_t stream);
 
-// The same for grad_input, from compute capability 9.0 on.
+// The same for grad_input, on compute capability 9.0.
 template <class T>
 bool grad_input_by_bands(const Problem& problem, const Target& target, const T* grad_output, const T* weight,
                          T* grad_input, cudaStream_t stream);
@@ -144,6 +145,9 @@ inline bool volumes_fit_32_bits(const Problem& problem) {
   return Geometry<int32_t>::fits(problem) && std::max(problem.in_channels, problem.out_channels) < (int64_t{1} << 30) &&
          std::max(problem.input_voxels(), problem.output_voxels()) * between < (int64_t{1} << 30);
 }
+
+// More blocks than these go round in a loop.
+inline unsigned grid_of(int64_t blocks) { return static_cast<unsigned>(std::min(blocks, int64_t{1} << 30)); }
 
 // The size of one of as few equal parts as have at most `most` each, of which the last may be smaller.
 template <class Index>

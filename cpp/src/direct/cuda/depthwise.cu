@@ -22,13 +22,8 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 
-// More blocks than these go round in a loop.
-constexpr int64_t kMostBlocks = int64_t{1} << 30;
-
 // What a thread makes one after the other, as its place costs it as much each time as a few sums.
 constexpr int kMostRounds = 4;
-
-unsigned grid_of(int64_t blocks) { return static_cast<unsigned>(std::min(blocks, kMostBlocks)); }
 
 // Blocks of a multiprocessor that the compiler is to leave registers for; double takes twice as many.
 template <class T>

@@ -6,21 +6,16 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/launch.h"
 #include "direct/cuda/contacts.h"
-#include "direct/cuda/kernels.h"
 #include "direct/cuda/rows.h"
 
 namespace convt3d::direct {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-
-// More blocks than these go round in a loop.
-constexpr int64_t kMostBlocks = int64_t{1} << 30;
-
-unsigned grid_of(int64_t blocks) { return static_cast<unsigned>(std::min(blocks, kMostBlocks)); }
 
 // How blocks share out the channels: one by one in NCDHW, else as many as keep whole warps busy.
 struct ChannelBlocks {
@@ -29,7 +24,8 @@ struct ChannelBlocks {
   int64_t count = 1;
   Divisor<int32_t> by_vectors;  // of a block
 
-  // `vector` is how many elements fill 16 bytes, and `pointers` tells whether the tensors are aligned to that.
+  // `vector` is how many elements fill 16 bytes, `aligned` tells whether the tensors are aligned to that, and a block
+  // has at most `most` channels.
   ChannelBlocks(const Problem& problem, int vector, bool aligned, int64_t most) {
     const int64_t channels = problem.in_channels;
     if (problem.layout == Layout::ndhwc) {
@@ -60,9 +56,10 @@ struct GatherArguments {
   T* destination;
   VolumeSteps source_steps, destination_steps;
   ChannelBlocks channel_blocks;
-  int64_t channels, taps, items;  // of a volume: a thread's destinations
-  int64_t chunks;                 // blocks of one sample and channel block
-  bool keeps_weights;             // in shared memory
+  int64_t channels, taps;
+  int64_t items;       // of a volume: columns of up to kRows rows, a thread's each
+  int64_t chunks;      // blocks of one sample and channel block
+  bool keeps_weights;  // in shared memory
   int64_t blocks;
 };
 
@@ -287,14 +284,14 @@ constexpr int kMostTaps = 4;
 // Blocks of a multiprocessor that the compiler is to leave registers for, or 0 where it may choose. Boxes of 12 and 16
 // taps would take registers that are worth more as warps: 1.26 ms instead of 0.79 on an H200 for 64 channels, batch 2,
 // 48^3, kernel 3 x 4 x 4.
-template <class T>
+template <class T, class Index>
 constexpr int resident_blocks(int box) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   constexpr int kMost = 4;  // of so many threads
 #else
   constexpr int kMost = 5;
 #endif
-  return box > 9 && sizeof(T) < 8 ? kMost : 0;
+  return box > 9 && sizeof(T) < 8 && sizeof(Index) < 8 ? kMost : 0;
 }
 
 // NCDHW: a block takes one part's rows of a channel and a box of taps of one plane, kTapRows x kTaps of them at most.
@@ -302,7 +299,7 @@ constexpr int resident_blocks(int box) {
 // whether they do, is found once. The lanes' and warps' sums are added up by a tree. Bound by the instructions of the
 // loads, some four for a tap, and of a row; from the caches, as each box of taps reads both tensors anew.
 template <class T, class Index, int kTapRows, int kTaps>
-__global__ void __launch_bounds__(kThreads, resident_blocks<T>(kTapRows* kTaps))
+__global__ void __launch_bounds__(kThreads, resident_blocks<T, Index>(kTapRows* kTaps))
     reduce_rows(const __grid_constant__ ReduceArguments<T, Index> in) {
   using Sum = Accumulator<T>;
   constexpr int kBox = kTapRows * kTaps;
@@ -398,9 +395,9 @@ auto reduction_of_box(Index rows, Index taps) {
   }
 }
 
-// NDHWC: a block takes one part's voxels, a block of channels and kMostTaps taps; a thread every so-many-th of these
-// voxels and kWidth neighbouring channels. The threads' sums are added up by a tree. Bound by the gathering of the
-// outputs, one load for each voxel and tap.
+// NDHWC, and few or very long rows: a block takes one part's voxels, a block of channels and kMostTaps taps; a thread
+// every so-many-th of these voxels and kWidth neighbouring channels. The threads' sums are added up by a tree. Bound by
+// the gathering of the outputs, one load for each voxel and tap.
 template <class T, class Index, int kWidth>
 __global__ void __launch_bounds__(kThreads) reduce_any(const __grid_constant__ ReduceArguments<T, Index> in) {
   using Sum = Accumulator<T>;
@@ -491,7 +488,11 @@ void reduce(const Problem& problem, int64_t parts, const T* grad_output, const T
   arguments.channels = problem.in_channels;
   arguments.taps = problem.taps();
   arguments.parts = arguments.used_parts = parts;
-  if (problem.layout == Layout::ncdhw) {
+  // Lanes keep their column and rows are counted one sample after the other, which suits neither very long rows nor
+  // samples of a few.
+  const bool by_rows =
+      problem.layout == Layout::ncdhw && problem.input[0] * problem.input[1] >= 16 && problem.input[2] <= 4096;
+  if (by_rows) {
     const auto& width = arguments.geometry.width;
     arguments.group_taps = equal_share<Index>(width.kernel, kMostTaps);
     arguments.tap_groups = (width.kernel + arguments.group_taps - 1) / arguments.group_taps;
@@ -513,7 +514,6 @@ void reduce(const Problem& problem, int64_t parts, const T* grad_output, const T
     const auto kernel = reduction_of_box<T>(arguments.group_rows, arguments.group_taps);
     return launch("depthwise reduction", kernel, grid_of(arguments.blocks), kThreads, 0, stream, arguments);
   }
-  arguments.group_taps = kMostTaps;
   arguments.tap_groups = static_cast<Index>((arguments.taps + kMostTaps - 1) / kMostTaps);
   arguments.items = problem.batch * problem.input_voxels();
   arguments.share = (arguments.items + parts - 1) / parts;
@@ -539,7 +539,9 @@ void gather_depthwise_any(const Problem& problem, Operator op, const T* source, 
 template <class T>
 void reduce_depthwise_any(const Problem& problem, int64_t parts, const T* grad_output, const T* input,
                           Accumulator<T>* partials, cudaStream_t stream) {
-  if (volumes_fit_32_bits(problem)) {
+  // So do the steps from tap to tap, which may be longer than a volume.
+  const int64_t row_step = problem.dilation[1] * problem.output()[2];
+  if (volumes_fit_32_bits(problem) && row_step < (int64_t{1} << 30)) {
     reduce<T, int32_t>(problem, parts, grad_output, input, partials, stream);
   } else {
     reduce<T, int64_t>(problem, parts, grad_output, input, partials, stream);

@@ -21,7 +21,6 @@
 #include "cuda/ptx.h"
 #include "direct/cuda/bands.h"
 #include "direct/cuda/contacts.h"
-#include "direct/cuda/kernels.h"
 #include "direct/cuda/rows.h"
 #include "direct/shared_memory.h"
 
@@ -85,7 +84,7 @@ CONVT3D_HOST_DEVICE constexpr int table_row(int stride) { return 1 + kWindow + (
 
 template <class T>
 struct UpsamplingArguments : Axes {
-  int first_source;  // of a window, counted from the source that is as far from the row's begin as its destinations are
+  int first_source;  // column of window 0's first one
   const T* source;
   const T* weight;
   const T* bias;
@@ -183,11 +182,11 @@ __device__ __forceinline__ void clear_table(const UpsamplingArguments<T>& in, T*
 // A thread has the first weight that is its own already.
 template <class T>
 __device__ __forceinline__ void fill_table(const UpsamplingArguments<T>& in, const T* weights, T first, T* table) {
-  const int none = 1 + in.width.stride * (in.first_source + kWindow - 1) - in.width.padding;  // where distances begin
+  const int zero_at = 1 + in.width.stride * (in.first_source + kWindow - 1) - in.width.padding;  // of distance 0
   const int thread = static_cast<int>(threadIdx.x);
   for (int i = thread; i < in.depth.kernel * in.height.kernel * in.width.kernel; i += static_cast<int>(blockDim.x)) {
     const int row = in.by_kernel.quotient(i), distance = (i - row * in.width.kernel) * in.width.dilation;
-    table[row * in.table_row + none + distance] = i == thread ? first : weights[i];
+    table[row * in.table_row + zero_at + distance] = i == thread ? first : weights[i];
   }
 }
 
@@ -268,8 +267,9 @@ __device__ __forceinline__ void find_places(const UpsamplingArguments<T>& in, co
 // of which a lane gets four neighbours. Rows that are whole sectors are stored at once, a window's 32 bytes by four
 // lanes. Else the block puts them together in shared memory and stores them as the one run of memory that they are,
 // while it makes the next; windows of a row that begins between words begin one element earlier. Blocks share out all
-// tiles' pairs evenly, and are all there at once. kTaps is how many taps a kernel has along depth and height, 1 to
-// kTaps for an even one, and bands stay in registers; 0 takes any number, and reads bands from shared memory each time.
+// tiles' pairs evenly, and are all there at once. kTaps is how many taps a kernel has along depth and height, or
+// one less of an even number, and bands stay in registers; 0 takes any number, and reads bands from shared memory each
+// time.
 //
 // Memory takes 120 cycles on an H200 for 1024 outputs, four schedulers some 80 for kernel 3's 320 instructions where
 // rows are odd, and 90 at most for kernel 4's where they are sectors. Bound by latencies, next by memory: 16 warps a

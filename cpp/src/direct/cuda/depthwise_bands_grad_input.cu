@@ -14,7 +14,6 @@
 #include "cuda/ptx.h"
 #include "direct/cuda/bands.h"
 #include "direct/cuda/contacts.h"
-#include "direct/cuda/kernels.h"
 #include "direct/cuda/rows.h"
 #include "direct/shared_memory.h"
 
@@ -359,7 +358,7 @@ constexpr int kBlockPlaces = 8 * kMostWarps;
 template <class T>
 bool grad_input_by_bands(const Problem& problem, const Target& target, const T* grad_output, const T* weight,
                          T* grad_input, cudaStream_t stream) {
-  if (target.compute_capability < 90 || problem.layout != Layout::ncdhw) return false;
+  if (target.compute_capability != 90 || problem.layout != Layout::ncdhw) return false;
   const Axis<int32_t> depth(problem, 0), height(problem, 1), width(problem, 2);
   if (depth.stride != kStride || height.stride != kStride || width.stride != kStride) return false;
   if (depth.dilation != 1 || height.dilation != 1) return false;
@@ -384,8 +383,9 @@ bool grad_input_by_bands(const Problem& problem, const Target& target, const T* 
   in.turn = 32 * (((in.windows - width.output) % 4 + 3) % 4 + 1);
   in.run_rows = in.lift == 0 ? 2 * kPeriod : kPeriod;
   in.runs = ceil_divide(in.stage_rows, in.run_rows);
-  in.plane_bytes =
-      ceil_divide(in.stage_rows * kElementBytes * width.output, 16) * 16 + in.left_out_before(in.stage_rows) + 32;
+  const int64_t row_bytes = ceil_divide(int64_t{in.stage_rows} * kElementBytes * width.output, int64_t{16}) * 16;
+  if (row_bytes > shared_memory_of_block(target, 1)) return false;
+  in.plane_bytes = static_cast<int>(row_bytes) + in.left_out_before(in.stage_rows) + 32;
   in.slot_bytes = kStride * in.plane_bytes + 64;
   const int warps = ceil_divide(ceil_divide(in.places, 8), ceil_divide(in.places, 8 * kMostWarps));
   const int64_t shared_bytes = int64_t{kSlots} * (in.slot_bytes + kBarrierBytes) +

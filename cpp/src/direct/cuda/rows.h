@@ -69,8 +69,9 @@ __device__ __forceinline__ void store_run(T* to, const T* from, int length) {
   if (thread < tail) to[length - tail + thread] = from[length - tail + thread];
 }
 
-// The same by one warp of the block, and behind its back, where the GPU can do that: whole vectors are one copy, which
-// the block waits for by ptx::wait_for_bulk_stores. Writes to `from` end with a ptx::fence_shared_for_wgmma.
+// The same by one warp of the block, and behind its back, where the GPU can do that, but called by all: whole vectors
+// are one copy, which that warp waits for by ptx::wait_for_bulk_stores before a barrier frees `from`. Writes to `from`
+// end with a ptx::fence_shared_for_wgmma.
 template <class T>
 __device__ __forceinline__ void store_run_in_bulk(T* to, const T* from, int length, int by) {
 #if CONVT3D_HAS_WGMMA
