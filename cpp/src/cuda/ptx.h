@@ -38,27 +38,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// A predicated store each, where the compiler would branch around it.
-__device__ __forceinline__ void store_shared_if(bool condition, uint32_t address, uint32_t value) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.s32 p, %0, 0;\n@p st.shared.b32 [%1], %2;\n}" ::"r"(static_cast<int>(condition)),
-      "r"(address), "r"(value)
-      : "memory");
-}
-__device__ __forceinline__ void store_shared_if(bool condition, uint32_t address, uint16_t value) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.s32 p, %0, 0;\n@p st.shared.b16 [%1], %2;\n}" ::"r"(static_cast<int>(condition)),
-      "r"(address), "h"(value)
-      : "memory");
-}
-__device__ __forceinline__ void store_shared_if(bool condition, uint32_t address, uint4 values) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %0, 0;\n@p st.shared.v4.b32 [%1], {%2, %3, %4, %5};\n}" ::"r"(
-                   static_cast<int>(condition)),
-               "r"(address), "r"(values.x), "r"(values.y), "r"(values.z), "r"(values.w)
-               : "memory");
-}
-
-// Where any of `bits` is set: tests of many are one instruction.
+// A predicated store each, where the compiler would branch around it: where any of `bits` is set, as tests of many are
+// one instruction, or on a condition.
 __device__ __forceinline__ void store_shared_if_any(uint32_t bits, uint32_t address, uint32_t value) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %0, 0;\n@p st.shared.b32 [%1], %2;\n}" ::"r"(bits), "r"(address),
                "r"(value)
@@ -67,6 +48,18 @@ __device__ __forceinline__ void store_shared_if_any(uint32_t bits, uint32_t addr
 __device__ __forceinline__ void store_shared_if_any(uint32_t bits, uint32_t address, uint16_t value) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %0, 0;\n@p st.shared.b16 [%1], %2;\n}" ::"r"(bits), "r"(address),
                "h"(value)
+               : "memory");
+}
+__device__ __forceinline__ void store_shared_if(bool condition, uint32_t address, uint32_t value) {
+  store_shared_if_any(static_cast<uint32_t>(condition), address, value);
+}
+__device__ __forceinline__ void store_shared_if(bool condition, uint32_t address, uint16_t value) {
+  store_shared_if_any(static_cast<uint32_t>(condition), address, value);
+}
+__device__ __forceinline__ void store_shared_if(bool condition, uint32_t address, uint4 values) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %0, 0;\n@p st.shared.v4.b32 [%1], {%2, %3, %4, %5};\n}" ::"r"(
+                   static_cast<int>(condition)),
+               "r"(address), "r"(values.x), "r"(values.y), "r"(values.z), "r"(values.w)
                : "memory");
 }
 

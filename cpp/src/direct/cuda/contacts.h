@@ -147,7 +147,8 @@ inline bool volumes_fit_32_bits(const Problem& problem) {
 }
 
 // More blocks than these go round in a loop.
-inline unsigned grid_of(int64_t blocks) { return static_cast<unsigned>(std::min(blocks, int64_t{1} << 30)); }
+constexpr int64_t kMostBlocks = int64_t{1} << 30;
+inline unsigned grid_of(int64_t blocks) { return static_cast<unsigned>(std::min(blocks, kMostBlocks)); }
 
 // The size of one of as few equal parts as have at most `most` each, of which the last may be smaller.
 template <class Index>

@@ -73,6 +73,7 @@ enum class Rows { sectors, words, odd };
 // What the kernels differ in, by the taps of a kernel along depth and height, 0 for any. A warp makes so many planes of
 // a pair at once: of kernel 3, both planes' bands fit registers, and what has no taps is known.
 CONVT3D_HOST_DEVICE constexpr int planes_of_warp(int taps) { return taps == 3 ? 2 : 1; }
+CONVT3D_HOST_DEVICE constexpr int teams_of(int taps) { return kStride / planes_of_warp(taps); }
 constexpr int most_warps(int taps) { return taps == 3 ? 5 : 8; }         // of a block
 constexpr int resident_blocks(int taps) { return taps == 3 ? 4 : 2; }    // of a multiprocessor
 constexpr int block_windows(int taps) { return taps == 3 ? 160 : 320; }  // of each plane and residue, about
@@ -279,7 +280,7 @@ template <class T, Rows kRows, int kTaps>
 __global__ void __launch_bounds__(32 * most_warps(kTaps), resident_blocks(kTaps))
     upsample_by_bands(const __grid_constant__ UpsamplingArguments<T> in) {
   constexpr int kVector = 16 / sizeof(T), kVariants = kRows == Rows::odd ? 2 : 1, kBytes = sizeof(T);
-  constexpr int kShifts = shifts_of(kTaps), kPlanes = planes_of_warp(kTaps), kTeams = kStride / kPlanes;
+  constexpr int kShifts = shifts_of(kTaps), kPlanes = planes_of_warp(kTaps), kTeams = teams_of(kTaps);
   extern __shared__ __align__(16) unsigned char shared[];
   uint4* const bands = reinterpret_cast<uint4*>(shared);  // shift of planes, of rows, p, r, variant, lane
   T* const ring = reinterpret_cast<T*>(shared + in.sources_at);
@@ -538,8 +539,8 @@ struct SharedMemory {
   int slots;
   bool kept;  // whether bands are, so that outputs lie there later
 
-  SharedMemory(const UpsamplingArguments<T>& in, Rows rows, bool bands_kept, int teams)
-      : slots(in.plane_shifts + 1), kept(bands_kept) {
+  SharedMemory(const UpsamplingArguments<T>& in, Rows rows, int taps)
+      : slots(in.plane_shifts + 1), kept(shifts_of(taps) > 0) {
     constexpr int kBytes = sizeof(T);
     const int variants = rows == Rows::odd ? 2 : 1;
     bands = int64_t{variants} * in.plane_shifts * in.row_shifts * kStride * kStride * 32 * sizeof(uint4);
@@ -547,7 +548,9 @@ struct SharedMemory {
     plane = int64_t{in.plane_pitch} * kBytes;
     run = rows == Rows::sectors ? 0 : int64_t{kStride} * in.run_pitch * kBytes;
     copies = int64_t{in.plane_rows} * in.row_vectors * sizeof(Copy);
-    places = rows == Rows::sectors ? 0 : in.places * static_cast<int64_t>(sizeof(Place) + teams * 4 * sizeof(uint16_t));
+    places = rows == Rows::sectors
+                 ? 0
+                 : in.places * static_cast<int64_t>(sizeof(Place) + teams_of(taps) * 4 * sizeof(uint16_t));
   }
   int64_t before_sources() const { return kept ? std::max(bands + table, kRuns * run) : bands + table; }
   int64_t before_places() const { return before_sources() + slots * plane + (kept ? 0 : kRuns * run); }
@@ -619,14 +622,13 @@ bool forward_by_bands(const Problem& problem, const Target& target, const T* sou
   in.whole_vectors = width.input % kVector == 0 && elements_past_vector(source) == 0;
   const bool alike = in.plane_shifts == in.row_shifts && in.plane_shifts <= 2;
   const int taps = !alike ? 0 : std::max(depth.kernel, height.kernel) == 3 ? 3 : kStride * in.plane_shifts;
-  const int teams = kStride / planes_of_warp(taps);
   const auto cut_to = [&](int tile_rows) {
     in.tile_rows = equal_share(in.rows, std::max(tile_rows, 1));
     in.plane_rows = in.tile_rows + in.row_shifts - 1;
     in.plane_pitch = in.plane_rows * in.pitch;
     in.run_pitch = (ceil_divide(kStride * in.tile_rows * width.output, kVector) + 2) * kVector;
     in.places = ceil_divide(in.tile_rows * in.windows, 16) * 16;
-    return SharedMemory<T>(in, rows, alike, teams);
+    return SharedMemory<T>(in, rows, taps);
   };
   SharedMemory<T> memory = cut_to(block_windows(taps) / in.windows);
   while (in.tile_rows > 1 && memory.bytes() > shared_memory_of_block(target, resident_blocks(taps))) {
@@ -643,7 +645,8 @@ bool forward_by_bands(const Problem& problem, const Target& target, const T* sou
   in.sources_at = static_cast<int>(memory.before_sources());
   in.places_at = static_cast<int>(memory.before_places());
   in.copies_at = static_cast<int>(memory.before_places() + memory.places);
-  const int items = in.places / 16, warps = teams * ceil_divide(items, ceil_divide(items, most_warps(taps) / teams));
+  const int teams = teams_of(taps), items = in.places / 16;
+  const int warps = teams * ceil_divide(items, ceil_divide(items, most_warps(taps) / teams));
   const int64_t resident =
       std::min<int64_t>(resident_blocks(taps) * most_warps(taps) / warps, blocks_that_share(target, memory.bytes()));
   constexpr int64_t kBegin = 1;  // pairs that take as long as to begin a tile

@@ -14,8 +14,6 @@
 namespace convt3d::direct {
 namespace {
 
-// More blocks than these go round in a loop.
-constexpr int64_t kMostBlocks = int64_t{1} << 30;
 constexpr int64_t kBlocksOfRareWork = 512;  // few, since they mostly find that there is nothing to do
 
 // Shared memory of a block on compute capability 7.5.
@@ -844,8 +842,8 @@ void launch_reduce(const Problem& problem, int64_t parts, const T* grad_output, 
   constexpr size_t kSharedBytes = Tile::kBufferBytes + 2 * Tile::kDepth * sizeof(VoxelEntry<Index>) +
                                   Tile::kColumns * (sizeof(ColumnEntry<Index>) + sizeof(Index));
   static_assert(kSharedBytes <= kMostSharedBytes, "the oldest GPUs have no more");
-  launch("simt reduction", reduce_tiles<T, Index, Tile>, static_cast<unsigned>(std::min(blocks, kMostBlocks)),
-         Tile::kThreads, kSharedBytes, stream, arguments);
+  launch("simt reduction", reduce_tiles<T, Index, Tile>, grid_of(blocks), Tile::kThreads, kSharedBytes, stream,
+         arguments);
 }
 
 }  // namespace
