@@ -41,7 +41,7 @@ from convt3d_gemm.bench.measure import comparison_mode
 from convt3d_gemm.bench.targets import geometric_mean
 from convt3d_gemm.bench.timing import Clock
 from convt3d_gemm.choice import forward_of
-from convt3d_gemm.costs import Costs, Planner, distance, place_of, problem_of, times_of
+from convt3d_gemm.costs import Costs, Planner, distance, family_of, place_of, problem_of, times_of
 from convt3d_gemm.problem import OPERATORS, Problem
 from convt3d_gemm.settings import get_workspace_limit
 
@@ -347,6 +347,9 @@ FOLDS = 5
 # The variance of what efficiencies in the same place are apart, in units of that far apart.
 NOISE = 0.1
 
+# Both gradients take what each of them takes, where direct's plans are believed.
+SINGLE_OPERATORS = ("forward", "grad_input", "grad_weight")
+
 
 def planner_of(device: Mapping[str, Any]) -> Planner | None:
     """What plans direct for the device that was measured; None where its plans expect no cycles."""
@@ -382,31 +385,36 @@ def fitted(
     for operator, algorithm in itertools.product(OPERATORS, ALGORITHMS):
         times = times_by_row(rows, operator, algorithm)
         if times and (algorithm != "direct" or plan is None):
-            fits[operator][algorithm] = kriged(
-                {
-                    number: math.log(measured / costs.work(rows[number].problem(operator), algorithm))
-                    for number, measured in times.items()
-                },
-                closeness,
-            )
+            slowness = {
+                number: math.log(measured / costs.work(rows[number].problem(operator), algorithm))
+                for number, measured in times.items()
+            }
+            fits[operator][algorithm] = kriged(slowness, closeness)
     if plan is None:
         return {**entry, "fits": fits}
-    rates: list[float] = []
-    for operator in OPERATORS[:3]:  # each gradient by itself
-        families: dict[str, list[float]] = {}
+    costs.clock_rate = entry["clock_rate"] = clock_rate_of(device, rows, plan)
+    for operator in SINGLE_OPERATORS:
+        families: dict[str, dict[int, float]] = {}
         for number, measured in times_by_row(rows, operator, "direct").items():
             problem = rows[number].problem(operator)
             planned = plan(problem)
-            if planned.expected_cycles > 0:
-                rates.append(planned.expected_cycles / (1e-3 * measured - device["launch_seconds"]))
-            else:
-                family = planned.configuration.split()[0]
-                families.setdefault(family, []).append(math.log(measured / costs.work(problem, "direct")))
+            slowness = families.setdefault(family_of(planned), {})
+            slowness[number] = math.log(measured / costs.planned_work(problem, planned))
         for family, slowness in sorted(families.items()):
-            # Their neighbours' families would have to be in the table, and are not worth it.
             if len(slowness) >= ENOUGH_OF_FAMILY:
-                fits[operator][f"direct {family}"] = {"mean": round(float(np.mean(slowness)), 4), "weights": []}
-    return {**entry, "clock_rate": float(np.median(rates)), "fits": fits}
+                fits[operator][family] = kriged(slowness, closeness)
+    return {**entry, "fits": fits}
+
+
+def clock_rate_of(device: Mapping[str, Any], rows: Sequence[Row], plan: Planner) -> float:
+    """Cycles per second by which direct's plans expect what was measured, in the median."""
+    rates = []
+    for operator in SINGLE_OPERATORS:
+        for number, measured in times_by_row(rows, operator, "direct").items():
+            cycles = plan(rows[number].problem(operator)).expected_cycles
+            if cycles > 0:
+                rates.append(cycles / (1e-3 * measured - device["launch_seconds"]))
+    return float(np.median(rates))
 
 
 def times_by_row(rows: Sequence[Row], operator: str, algorithm: str) -> dict[int, float]:

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from convt3d_gemm import decision
-from convt3d_gemm.bench.layers import PRESETS
+from convt3d_gemm.bench.layers import LAYERS, PRESETS
 from convt3d_gemm.binding import has_backend
+from convt3d_gemm.choice import forward_of
 from convt3d_gemm.costs import Costs
 from convt3d_gemm.problem import OPERATORS, Problem
 
@@ -162,7 +163,7 @@ def test_plans_of_direct_are_fitted_by_a_clock(
     capsys: pytest.CaptureFixture[str],
     use_table: Callable[[dict[str, Any]], Path],
 ) -> None:
-    """The rate by which they expect what was measured; other families of kernels take what they took on average."""
+    """The rate by which they expect what was measured; of other families of kernels there are the measured layers."""
     monkeypatch.setattr(script, "REACHES", (6.0,))
     # The measurements do not say what the class in the table does.
     table = use_table({"made up": {"shared_memory": 228 << 10}})
@@ -183,7 +184,13 @@ def test_plans_of_direct_are_fitted_by_a_clock(
     assert entry["clock_rate"] == 1.5e9
     assert entry["shared_memory"] == 228 << 10
     assert "direct" not in entry["fits"]["forward"]
-    assert entry["fits"]["forward"]["direct depthwise"]["weights"] == []
+    as_planned = entry["fits"]["forward"]["direct pipelined"]
+    assert abs(as_planned["mean"]) < 1e-3
+    assert max(map(abs, as_planned["weights"])) < 1e-3
+    costs = Costs("made up", entry)
+    depthwise = forward_of(LAYERS["dw32_k3"], torch.float32, "ncdhw", True, torch.device("cuda", 0))
+    expected = costs.predict(depthwise, plan)["direct"]
+    assert expected == pytest.approx(7 * made_up(depthwise, "native"), rel=0.1)
     assert "direct" not in entry["fits"]["grad_input_weight"]
 
     # Nor is anything forgotten or counted twice when the table's own measurements are fitted.

@@ -5,10 +5,10 @@
 
 The work is what the device's best rates allow; for "gemm" its bytes include the columns. The exponential is the inverse
 of the efficiency, which is carried over from measured layers to those like them: kriging, with weights for each
-algorithm and operator. Of a GPU's "direct" more is known, where the table has a clock rate: its plans expect clock
-cycles.
+algorithm and operator. Of a GPU's "direct" more is known, where the table has a clock rate: its plans say which family
+of kernels computes, each of which has weights of its own, and but for depthwise and simt they expect clock cycles.
 
-    time of direct = launch + expected cycles / clock rate
+    work of direct = launch + expected cycles / clock rate
 
 A layer that was measured itself is not predicted: its measured times are taken. `costs.json` holds all of it;
 ``benchmarks/fit_selection.py`` makes it.
@@ -38,6 +38,7 @@ __all__ = [
     "Planner",
     "costs_for",
     "distance",
+    "family_of",
     "place_of",
     "problem_of",
     "times_of",
@@ -152,6 +153,9 @@ class _Fit:
     weights: tuple[float, ...]
 
 
+# Of a family of direct's kernels that was hardly measured, if its plans expect cycles.
+_AS_PLANNED = _Fit(0.0, ())
+
 # Between measurements of one layer in two runs lie one or two per cent.
 _MEASURED_MARGIN = 0.02
 
@@ -212,6 +216,12 @@ class Costs:
         multiplying = problem.operations / self.multiply_rates[problem.precision]
         return 1e3 * (self._launch + multiplying + moved / self.copy_rate)
 
+    def planned_work(self, problem: Problem, planned: _C.Plan) -> float:
+        """Milliseconds that a plan of "direct" expects at the class's clock rate; its work, where it expects none."""
+        if planned.expected_cycles == 0 or self.clock_rate is None:
+            return self.work(problem, "direct")
+        return 1e3 * (self._launch + planned.expected_cycles / self.clock_rate)
+
     def measured(self, problem: Problem) -> Times:
         """Milliseconds of each algorithm where this very layer is in the table, else nothing."""
         times = self._times.get((problem.layer, problem.precision, problem.layout), {})
@@ -261,11 +271,9 @@ class Costs:
         }
         if self.clock_rate is not None and problem.operator != "grad_input_weight":
             planned = plan(problem)
-            family = f"direct {planned.configuration.split()[0]}"
-            if planned.expected_cycles > 0:
-                expected["direct"] = 1e3 * (self._launch + planned.expected_cycles / self.clock_rate)
-            elif family in fits:
-                expected["direct"] = self.work(problem, "direct") * math.exp(self._slowness(problem, fits[family]))
+            fit = fits.get(family_of(planned), _AS_PLANNED if planned.expected_cycles > 0 else None)
+            if fit is not None:
+                expected["direct"] = self.planned_work(problem, planned) * math.exp(self._slowness(problem, fit))
         return expected
 
     def _slowness(self, problem: Problem, fit: _Fit) -> float:
@@ -285,6 +293,11 @@ class Costs:
             _Measured(place_of(problem_of("forward", layer, precision, layout)), (precision, layout), times)
             for (layer, precision, layout), times in self._times.items()
         ]
+
+
+def family_of(planned: _C.Plan) -> str:
+    """The name in the table of the family of direct's kernels that a plan has chosen."""
+    return f"direct {planned.configuration.split()[0]}"
 
 
 def times_of(times: Mapping[str, Times], operator: str) -> Times:
