@@ -1,11 +1,11 @@
 """What "auto" must reach, measured: it takes its turn beside gemm, direct and native.
 
-    python benchmarks/auto.py [--tuned] [--device cuda] [--only tf32,unseen] [--seconds 0.2] [--json FILE]
+    python benchmarks/auto.py [--tuned | --first-use] [--device cuda] [--only tf32,unseen] [--seconds 0.2] [--json FILE]
 
 Rows are the published layers in several dtypes and both layouts, forward and both gradients, and for `unseen` twenty
-random layers of a seed that benchmarks/fit_selection.py does not fit to. With --tuned each row is tuned first;
-otherwise nothing that was ever measured on this machine counts, only the package's table. Every miss is listed at the
-end.
+random layers of a seed that benchmarks/fit_selection.py does not fit to. With --tuned each row is tuned first; with
+--first-use auto measures each row by itself, as it does wherever cudnn.benchmark is on; otherwise nothing that was ever
+measured on this machine counts, only the package's table. Every miss is listed at the end.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ def empty_cache() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tuned", action="store_true", help="tune each row first")
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--tuned", action="store_true", help="tune each row first")
+    ways.add_argument("--first-use", action="store_true", help="have auto measure each row when it first meets it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", default="", help="sections, separated by commas (default: all)")
     parser.add_argument("--seconds", type=float, default=0.2, help="per row (default: 0.2)")
@@ -149,6 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if len(chosen) != len(set(names)):
             parser.error(f"--only takes {', '.join(section.name for section in sections(device))}")
 
+    if not arguments.first_use:
+        decision.measure_first_uses_by(None)
     targets, found = Targets(), {}
     header = "".join(f"{name:>10}" for name in ("auto", *tuning.ALGORITHMS)) + f"{'of best':>9}{'of nat.':>9}  pick"
     with empty_cache():
@@ -169,7 +173,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n{targets.report()}")
     if arguments.json is not None:
         arguments.json.write_text(
-            json.dumps({"versions": versions(), "tuned": arguments.tuned, "rows": found}, indent=1)
+            json.dumps(
+                {"versions": versions(), "tuned": arguments.tuned, "first_use": arguments.first_use, "rows": found}
+            )
         )
     return 1 if targets.misses else 0
 

@@ -454,6 +454,67 @@ def test_a_decision_is_made_once(expecting: Callable[..., None], caplog: pytest.
 
 
 @needs_cpu
+def test_first_uses_are_measured(cache: Path, expecting: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After what was tuned, and before table and model; not during capture, and not where native has no time."""
+    expecting(**{operator: {"gemm": 1e-3, "direct": 1.0, "native": 1.0} for operator in OPERATORS[:3]})
+    times = {"gemm": 2.0, "direct": 0.99, "native": 1.0}
+    measured = []
+
+    def measure(of: Problem) -> dict[str, float]:
+        measured.append(of.operator)
+        return times
+
+    monkeypatch.setattr(decision, "_measure", measure)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    of_case = problem(NAMED["plain"])
+    for _ in range(2):
+        made = decision._decided(of_case, True)
+        assert (made.pick, made.source) == (("direct",), "first use")
+        assert made.reason == "measured at first use: 0.99 ms, native 1 ms"
+    assert measured == ["forward"]
+    both = of_case._replace(operator="grad_input_weight")
+    assert decision._decided(both, True).pick == ("direct",)
+    assert measured == ["forward", "grad_input_weight", "grad_input", "grad_weight"]
+    assert decision._decided(of_case, False).source == "model"
+
+    decision.forget_decisions()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert decision._decided(of_case, True).source == "model"
+    decision.forget_decisions()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    del times["native"]
+    assert decision._decided(of_case, True).source == "model"
+    decision.forget_decisions()
+    decision.measurements_of(CPU).add({of_case: {"gemm": 1.0, "native": 2.0}})
+    measured.clear()
+    assert (decision._decided(of_case, True).pick, measured) == (("gemm",), [])
+
+
+@pytest.mark.parametrize(
+    ("device", "benchmark", "deterministic", "expected"),
+    [
+        ("cuda:0", True, False, True),
+        ("cuda:0", False, False, False),
+        ("cuda:0", True, True, False),
+        ("cpu", True, False, False),
+    ],
+)
+def test_first_uses_are_measured_where_cudnn_measures(
+    device: str, benchmark: bool, deterministic: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    of_case = problem(NAMED["plain"])._replace(device=torch.device(device))
+    with monkeypatch.context() as patch:
+        patch.setattr(decision, "_decided", lambda of, at_first_use: asked.append(at_first_use))
+        with torch.backends.cudnn.flags(benchmark=benchmark, deterministic=deterministic):
+            decision.decide(of_case)
+        patch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+        with torch.backends.cudnn.flags(benchmark=benchmark):
+            decision.decide(of_case)
+    assert asked == [expected, False]
+
+
+@needs_cpu
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("first", ["gemm", "direct", "native"])
 @pytest.mark.parametrize("second", ["gemm", "direct", "native"])
@@ -533,8 +594,8 @@ def test_compiled(pick: str, expecting: Callable[..., None], monkeypatch: pytest
     made: list[str] = []
     original = decision._made
 
-    def noted(problem: Problem, calls: Any) -> decision.Decision:
-        result = original(problem, calls)
+    def noted(problem: Problem, *others: Any) -> decision.Decision:
+        result = original(problem, *others)
         made.append(f"{problem.operator} {' + '.join(result.pick)}")
         return result
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import convt3d_gemm
-from cases import OPERATORS
+from cases import BOUNDS, OPERATORS, relative_error
 from convt3d_gemm import ConvTranspose3d, conv_transpose3d, decision, measurements, tune, tuning
 from convt3d_gemm.binding import has_backend
 from convt3d_gemm.cli import main
@@ -332,6 +332,67 @@ def test_tuned_auto_picks_the_fastest(cache: Path, monkeypatch: pytest.MonkeyPat
         operator: (name,) for operator, name in fastest.items()
     }
     assert explained.operators["forward"].source == "tuned"
+
+
+@needs_cpu
+def test_a_first_use_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what fails has no time."""
+    asked = []
+
+    def measured(of: Problem, algorithms: tuple[str, ...], *, seconds: float, repeats: int) -> dict[str, float | str]:
+        asked.append(of)
+        return {"gemm": "out of memory", "direct": 1.0, "native": 2.0}
+
+    monkeypatch.setattr(tuning, "measure", measured)
+    tuning._measured_at_first_use.cache_clear()
+    try:
+        for _ in range(2):
+            assert tuning._measured_at_first_use(problem()) == {"direct": 1.0, "native": 2.0}
+    finally:
+        tuning._measured_at_first_use.cache_clear()
+    assert asked == [problem()]
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("algorithm", ["auto", "native"])
+def test_first_uses_on_a_gpu(algorithm: str) -> None:
+    """Of a training step: measured on the way, right all the same, and of PyTorch's numbers none is drawn."""
+    tuning._measured_at_first_use.cache_clear()
+    layer = ConvTranspose3d(24, 12, 3, stride=2, padding=1, algorithm=algorithm, device="cuda", dtype=torch.float64)
+    input = torch.randn(2, 24, 5, 6, 7, device="cuda", dtype=torch.float64, requires_grad=True)
+    drawn = torch.cuda.get_rng_state()
+    with torch.backends.cudnn.flags(benchmark=True):
+        output = layer(input)
+        results = [output, *torch.autograd.grad(output.sum(), [input, layer.weight])]
+        sources = {
+            each.source
+            for each in convt3d_gemm.explain(input, layer.weight, None, 2, 1).operators.values()
+            if each.operator in ("forward", "grad_input_weight")
+        }
+    assert sources == {"first use"}
+    assert torch.equal(torch.cuda.get_rng_state(), drawn)
+    reference = torch.nn.functional.conv_transpose3d(input, layer.weight, layer.bias, 2, 1)
+    expected = [reference, *torch.autograd.grad(reference.sum(), [input, layer.weight])]
+    assert relative_error(results, [each.detach() for each in expected]) <= BOUNDS[torch.float64]
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("cache")
+def test_a_first_use_during_capture() -> None:
+    """Nothing is measured then, which would break the graph."""
+    tuning._measured_at_first_use.cache_clear()
+    weight = torch.randn(8, 8, 2, 2, 2, device="cuda")
+    input = torch.randn(1, 8, 6, 7, 8, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.backends.cudnn.flags(benchmark=True, allow_tf32=False):
+        torch.nn.functional.conv_transpose3d(input, weight, stride=2)  # PyTorch's own libraries need it
+        with torch.cuda.graph(graph):
+            output = conv_transpose3d(input, weight, stride=2)
+        graph.replay()
+        expected = torch.nn.functional.conv_transpose3d(input.double(), weight.double(), stride=2)
+    assert tuning._measured_at_first_use.cache_info().misses == 0
+    assert relative_error([output], [expected]) <= BOUNDS[torch.float32]
 
 
 @needs_cpu

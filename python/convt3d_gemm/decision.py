@@ -1,11 +1,11 @@
-"""What "auto" picks: the algorithm that is fastest as measured by `tune`, or as the cost model expects."""
+"""What "auto" picks: the algorithm that is fastest as measured, by `tune` or at first use, or as the model expects."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ __all__ = [
     "doubted_of",
     "forget_decisions",
     "hardware_of",
+    "measure_first_uses_by",
     "measurements_of",
     "pick_of",
     "workspace_bytes_of",
@@ -35,8 +36,12 @@ logger = logging.getLogger("convt3d_gemm")
 #: An algorithm; for both gradients at once perhaps two, that of grad_input and that of grad_weight.
 Pick = tuple[str, ...]
 
-#: Where the times come from: this device, the class's table, the cost model; or nothing was compared.
-Source = Literal["tuned", "table", "model", "none"]
+#: Where the times come from: `tune` or the first use on this device, the class's table, the cost model; or nothing was
+#: compared.
+Source = Literal["tuned", "first use", "table", "model", "none"]
+
+#: Milliseconds of each algorithm on a problem.
+Measure = Callable[[Problem], Mapping[str, float]]
 
 
 class Decision(NamedTuple):
@@ -74,18 +79,36 @@ class Decision(NamedTuple):
 def decide(problem: Problem) -> Decision:
     """The decision for a problem; made once, and remembered until `forget_decisions`.
 
+    While `torch.backends.cudnn.benchmark` is on, a GPU's problem that was not tuned is measured when it is first met,
+    as PyTorch's own convolutions are then. Not where deterministic algorithms are asked for: what is measured to be
+    fastest may be another one in the next run.
+
     Raises:
         RuntimeError: sizes and parameters that no convolution satisfies, or a device without a backend.
         NotImplementedError: a dtype other than float64, float32, float16 and bfloat16.
     """
-    return _decided(problem)
+    return _decided(problem, problem.device.type == "cuda" and _measures_first_uses())
+
+
+_measure: Measure | None = None
+
+
+def measure_first_uses_by(measure: Measure | None) -> None:
+    """Have this measure what is first met, or nothing. Calling algorithms is up to modules that depend on this one."""
+    global _measure
+    _measure = measure
+
+
+def _measures_first_uses() -> bool:
+    cudnn = torch.backends.cudnn
+    return cudnn.benchmark and not cudnn.deterministic and not torch.are_deterministic_algorithms_enabled()
 
 
 @functools.lru_cache(maxsize=4096)
-def _decided(problem: Problem) -> Decision:
+def _decided(problem: Problem, at_first_use: bool) -> Decision:
     # Whatever happens then, arguments that no convolution satisfies raise what they raise for each algorithm.
     calls = {name: library.planned(name, problem) for name in library.ALGORITHMS}
-    decision = _made(problem, calls)
+    decision = _made(problem, calls, at_first_use)
     logger.debug("%s: %s, because %s", problem, " + ".join(decision.pick), decision.reason)
     return decision
 
@@ -106,7 +129,7 @@ class Known(NamedTuple):
     doubted: Mapping[str, Collection[str]]
 
 
-def _made(problem: Problem, calls: Mapping[str, library.Call]) -> Decision:
+def _made(problem: Problem, calls: Mapping[str, library.Call], at_first_use: bool) -> Decision:
     output_size = next(iter(calls.values())).output_size
     calls = {name: call for name, call in calls.items() if call.fits}
 
@@ -119,7 +142,7 @@ def _made(problem: Problem, calls: Mapping[str, library.Call]) -> Decision:
         return unweighed("native", "no other algorithm fits the workspace limit")
     if problem.dtype is torch.float16 and problem.device.type == "cpu" and not native.computes_float16_on_cpu():
         return unweighed(next(iter(calls)), "this PyTorch computes no float16 on a CPU")
-    for known in _known_times(problem):
+    for known in _known_times(problem, at_first_use):
         times = candidates_of(known.times, [*calls, "native"])
         if ("native",) not in times:  # nothing to be held against
             continue
@@ -131,13 +154,16 @@ def _made(problem: Problem, calls: Mapping[str, library.Call]) -> Decision:
     return unweighed("native", "nothing like it was ever measured")
 
 
-def _known_times(problem: Problem) -> Iterator[Known]:
-    """From each source, the best first."""
+def _known_times(problem: Problem, at_first_use: bool) -> Iterator[Known]:
+    """From each source, the best first; measured only if it is asked for and no better one was enough."""
     parts = [problem]
     if problem.operator == "grad_input_weight":
         parts += [problem._replace(operator=operator) for operator in ("grad_input", "grad_weight")]
     measurements = measurements_of(problem.device)
     yield Known("tuned", 0.0, {part.operator: measurements.find(part) for part in parts}, {})
+    # Nothing can be waited for while a graph is captured; who captures has run the same before.
+    if at_first_use and _measure is not None and not torch.cuda.is_current_stream_capturing():
+        yield Known("first use", 0.0, {part.operator: _measure(part) for part in parts}, {})
     costs = costs_of(problem.device)
     if costs is not None:
         margin = costs.margin_of_measured
@@ -183,7 +209,12 @@ def pick_of(candidates: Mapping[Pick, float], margin: float, doubted: Collection
 
 
 def _reason(known: Known, pick: Pick, times: Mapping[Pick, float], doubted: Collection[Pick]) -> str:
-    said = {"tuned": "measured here", "table": "measured on this class of device", "model": "expected"}[known.source]
+    said = {
+        "tuned": "measured here",
+        "first use": "measured at first use",
+        "table": "measured on this class of device",
+        "model": "expected",
+    }[known.source]
     of_native = times["native",]
     if pick != ("native",):
         return f"{said}: {times[pick]:.3g} ms, native {of_native:.3g} ms"

@@ -23,8 +23,8 @@ class OperatorExplanation:
         operator: "forward", "grad_input", "grad_weight" or "grad_input_weight" (both at once).
         pick: the algorithm; for both gradients at once perhaps two, that of grad_input and that of grad_weight.
         reason: in a few words.
-        source: where `times` are from: "tuned" (measured on this device), "table" (this layer, measured on this class
-            of device), "model" (the cost model), or "none".
+        source: where `times` are from: "tuned" (measured on this device), "first use" (likewise, by this process),
+            "table" (this layer, measured on this class of device), "model" (the cost model), or "none".
         times: milliseconds of all that could have been picked, fastest first; two names where one computes grad_input
             and the other grad_weight; of these only the fastest and the pick are here.
         operations: a multiply-add is two.
@@ -103,7 +103,9 @@ def explain(
     groups: int = 1,
     dilation: SizeArgument = 1,
 ) -> Explanation:
-    """Say what algorithm "auto" picks for a convolution and its gradients, and why. Nothing is computed.
+    """Say what algorithm "auto" picks for a convolution and its gradients, and why.
+
+    Nothing is computed, but where "auto" would measure before it picks: see `conv_transpose3d`.
 
     Args:
         input: (N, Cin, D, H, W) or (Cin, D, H, W); its size, dtype, device and memory format are looked at.

@@ -46,7 +46,8 @@ def conv_transpose3d(
         groups: number of blocks that channels fall into, each connected only within itself; divides Cin and Cout.
         dilation: spacing of the kernel's taps; at least 1.
         algorithm: "gemm" (columns, then col2vol), "direct" (straight from the tensors, without columns), "native"
-            (PyTorch's own), or "auto": the fastest of these, as measured by `tune` or as a cost model expects.
+            (PyTorch's own), or "auto": the fastest of these, as measured by `tune` or as a cost model expects. While
+            `torch.backends.cudnn.benchmark` is on, "auto" on CUDA measures what was not tuned when it is first met.
 
     Returns:
         (N, Cout, OD, OH, OW), or (Cout, OD, OH, OW) for an input of one sample.

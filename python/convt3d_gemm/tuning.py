@@ -1,8 +1,9 @@
-"""`tune`: times every algorithm on the convolutions of a model, so that "auto" knows instead of expecting."""
+"""Times every algorithm, so that "auto" knows instead of expecting: on a model's layers by `tune`, or at first use."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -151,6 +152,20 @@ def measure(
     except (RuntimeError, MemoryError) as error:  # no memory for the tensors: no algorithm is to blame
         return dict.fromkeys(algorithms, why_failed(error))
     return {name: result.median if isinstance(result, Timing) else result for name, result in timings.items()}
+
+
+# A call of the user's waits meanwhile, so that a median of a few has to do.
+_FIRST_USE_SECONDS, _FIRST_USE_REPEATS = 0.01, 7
+
+
+@functools.lru_cache(maxsize=4096)
+def _measured_at_first_use(problem: Problem) -> dict[str, float]:
+    """Milliseconds of the algorithms that did not fail; known to this process alone."""
+    times = measure(problem, ALGORITHMS, seconds=_FIRST_USE_SECONDS, repeats=_FIRST_USE_REPEATS)
+    return {name: time for name, time in times.items() if isinstance(time, float)}
+
+
+decision.measure_first_uses_by(_measured_at_first_use)
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
