@@ -1,0 +1,258 @@
+#include "emulation/block.h"
+
+#include <ucontext.h>
+
+#include <cstring>
+#include <deque>
+#include <exception>
+#include <map>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+// A kernel's dynamic shared memory, which it declares by this name.
+namespace convt3d::direct {
+alignas(1024) unsigned char shared[emulation::kSharedBytes];
+}
+
+namespace convt3d::emulation {
+
+Index thread_index, block_index, grid_extent;
+
+namespace {
+
+using Work = std::vector<std::function<void()>>;
+
+struct Fiber {
+  ucontext_t context{};
+  std::vector<char> stack;
+  const std::function<bool()>* condition = nullptr;  // that it waits for
+  bool is_done = false;
+  std::deque<Work> groups[2];
+  Work open[2];
+  std::mt19937 random;  // the same of all lanes of a warp
+};
+
+// Threads that come to a barrier together.
+struct Meeting {
+  int waiting = 0;
+  unsigned phase = 0;
+};
+
+struct CountingBarrier {
+  int arrivals = 0, pending = 0;
+  int64_t bytes = 0;
+  unsigned phase = 0;
+};
+
+struct Warp {
+  Meeting meeting;
+  LaneWords words{};
+  bool vote = false;
+};
+
+constexpr size_t kStackBytes = 256 << 10;
+
+uint64_t asked_bytes = 0;
+int block_threads = 0;
+ucontext_t scheduler;
+std::vector<Fiber> fibers;
+std::vector<Warp> warps;
+std::map<int, Meeting> meetings;  // __syncthreads() has number -1
+std::map<uint32_t, CountingBarrier> barriers;
+const std::function<void()>* body = nullptr;
+std::mt19937 turns;
+std::exception_ptr failure;  // of a fiber, whose stack no exception leaves
+
+Fiber& self() { return fibers[thread_index.x]; }
+// The same for all threads of a warp that ask as often.
+bool draw_of_warp() { return self().random() % 2 == 0; }
+Warp& own_warp() { return warps[thread_index.x / 32]; }
+
+void begin_fiber() {
+  try {
+    (*body)();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  self().is_done = true;
+}
+
+void meet(Meeting& meeting, int threads) {
+  const unsigned phase = meeting.phase;
+  if (++meeting.waiting == threads) {
+    meeting.waiting = 0;
+    ++meeting.phase;
+  }
+  wait_until([&meeting, phase] { return meeting.phase != phase; });
+}
+
+void complete(CountingBarrier& barrier) {
+  if (barrier.pending != 0 || barrier.bytes != 0) return;
+  barrier.pending = barrier.arrivals;
+  ++barrier.phase;
+}
+
+CountingBarrier& barrier_at(uint32_t address) {
+  const auto found = barriers.find(address);
+  if (found == barriers.end()) throw std::logic_error("no barrier at " + std::to_string(address));
+  return found->second;
+}
+
+void run_block(int threads) {
+  std::memset(direct::shared, 0xff, sizeof direct::shared);  // NaN, as float and as half types
+  warps.assign(threads / 32, {});
+  meetings.clear();
+  barriers.clear();
+  for (int i = 0; i < threads; ++i) {
+    Fiber& fiber = fibers[i];
+    fiber.condition = nullptr;
+    fiber.is_done = false;
+    fiber.random.seed(i / 32);
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_size = fiber.stack.size();
+    fiber.context.uc_link = &scheduler;
+    makecontext(&fiber.context, begin_fiber, 0);
+  }
+  for (int left = threads; left > 0;) {
+    bool goes_on = false;
+    const unsigned first = turns() % threads;
+    for (int i = 0; i < threads; ++i) {
+      thread_index.x = (first + i) % threads;
+      Fiber& fiber = self();
+      if (fiber.is_done || (fiber.condition != nullptr && !(*fiber.condition)())) continue;
+      fiber.condition = nullptr;
+      swapcontext(&scheduler, &fiber.context);
+      if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
+      goes_on = true;
+      if (fiber.is_done) --left;
+    }
+    if (!goes_on) throw std::logic_error("threads wait for each other forever");
+  }
+  for (int i = 0; i < threads; ++i) {
+    for (const std::deque<Work>& groups : fibers[i].groups) {
+      if (!groups.empty()) throw std::logic_error("a thread ended before what it had begun");
+    }
+  }
+}
+
+}  // namespace
+
+void run(const Index& grid, int threads, uint64_t shared_bytes, const std::function<void()>& kernel) {
+  if (threads > 1024 || threads % 32 != 0) throw std::logic_error(std::to_string(threads) + " threads");
+  if (shared_bytes > kSharedBytes) throw std::logic_error(std::to_string(shared_bytes) + " bytes of shared memory");
+  body = &kernel;
+  asked_bytes = shared_bytes;
+  block_threads = threads;
+  grid_extent = grid;
+  fibers.resize(threads);
+  for (Fiber& fiber : fibers) fiber.stack.resize(kStackBytes);
+  for (block_index.z = 0; block_index.z < grid.z; ++block_index.z) {
+    for (block_index.y = 0; block_index.y < grid.y; ++block_index.y) {
+      for (block_index.x = 0; block_index.x < grid.x; ++block_index.x) run_block(threads);
+    }
+  }
+}
+
+void wait_until(const std::function<bool()>& condition) {
+  if (condition()) return;
+  Fiber& fiber = self();
+  fiber.condition = &condition;
+  swapcontext(&fiber.context, &scheduler);
+}
+
+void synchronize_warp() { meet(own_warp().meeting, 32); }
+void synchronize_block() { meet(meetings[-1], block_threads); }
+void synchronize(int barrier, int threads) { meet(meetings[barrier], threads); }
+
+bool any_of_warp(bool condition) {
+  Warp& warp = own_warp();
+  warp.vote = false;
+  synchronize_warp();
+  warp.vote = warp.vote || condition;
+  synchronize_warp();
+  const bool any = warp.vote;
+  synchronize_warp();
+  return any;
+}
+
+LaneWords& words_of_warp() { return own_warp().words; }
+
+void make_barrier(uint32_t address, int arrivals) { barriers[address] = {arrivals, arrivals, 0, 0}; }
+
+void arrive(uint32_t address) {
+  CountingBarrier& barrier = barrier_at(address);
+  if (--barrier.pending < 0) throw std::logic_error("more arrivals than a barrier expects");
+  complete(barrier);
+}
+
+void add_bytes(uint32_t address, int64_t bytes) {
+  CountingBarrier& barrier = barrier_at(address);
+  barrier.bytes += bytes;
+  if (bytes < 0) complete(barrier);
+}
+
+void wait(uint32_t address, uint32_t parity) {
+  const CountingBarrier& barrier = barrier_at(address);
+  wait_until([&barrier, parity] { return (barrier.phase & 1) != parity; });
+}
+
+void begin(Unit unit, const std::function<void()>& work) {
+  Fiber& fiber = self();
+  Work& open = fiber.open[static_cast<int>(unit)];
+  open.push_back(work);
+  if (unit != Unit::products || !draw_of_warp()) return;
+  // At once, and so all that has begun before.
+  const auto run_now = [](Work& group) {
+    for (const std::function<void()>& each : group) each();
+    group.clear();
+  };
+  for (Work& group : fiber.groups[static_cast<int>(unit)]) run_now(group);
+  run_now(open);
+}
+
+void commit(Unit unit) {
+  Work& open = self().open[static_cast<int>(unit)];
+  self().groups[static_cast<int>(unit)].push_back(std::move(open));
+  open.clear();
+}
+
+void finish(Unit unit, int pending) {
+  std::deque<Work>& groups = self().groups[static_cast<int>(unit)];
+  for (; static_cast<int>(groups.size()) > pending; groups.pop_front()) {
+    for (const std::function<void()>& work : groups.front()) work();
+  }
+}
+
+unsigned char* shared_memory() { return direct::shared; }
+
+unsigned char* shared_at(uint32_t address, uint32_t bytes) {
+  if (address + uint64_t{bytes} > asked_bytes) {
+    throw std::logic_error(std::to_string(address) + " is beyond " + std::to_string(asked_bytes) + " bytes");
+  }
+  return direct::shared + address;
+}
+
+}  // namespace convt3d::emulation
+
+float __uint_as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+uint32_t __float_as_uint(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
+  const uint64_t bytes = uint64_t{high} << 32 | low;
+  uint32_t chosen = 0;
+  for (int i = 0; i < 4; ++i) chosen |= static_cast<uint32_t>(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  return chosen;
+}

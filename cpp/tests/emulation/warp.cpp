@@ -1,0 +1,219 @@
+#include "emulation/warp.h"
+
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "cuda/tensor_map.h"
+#include "emulation/block.h"
+
+namespace convt3d {
+namespace {
+
+// What an emulated CUtensorMap holds.
+struct Boxes {
+  const float* base;
+  int64_t sizes[5], strides[4];
+  int32_t box[5];
+};
+static_assert(sizeof(Boxes) <= sizeof(CUtensorMap));
+
+}  // namespace
+
+std::optional<CUtensorMap> map_of_boxes(const float* base, const std::array<int64_t, 5>& sizes,
+                                        const std::array<int64_t, 4>& strides, const std::array<int, 5>& box) {
+  Boxes boxes{base, {}, {}, {}};
+  bool is_allowed = reinterpret_cast<uintptr_t>(base) % 16 == 0;
+  for (int i = 0; i < 5; ++i) {
+    boxes.sizes[i] = sizes[i];
+    boxes.box[i] = box[i];
+    if (i < 4) boxes.strides[i] = strides[i];
+    is_allowed = is_allowed && box[i] <= 256 && (i == 4 || strides[i] % 4 == 0);
+  }
+  if (!is_allowed) return std::nullopt;
+  CUtensorMap map{};
+  std::memcpy(&map, &boxes, sizeof boxes);
+  return map;
+}
+
+namespace emulation {
+namespace {
+
+constexpr int kRowBytes = 32;
+
+template <class T>
+constexpr int kRowElements = kRowBytes / sizeof(T);
+
+int lane() { return static_cast<int>(thread_index.x) % 32; }
+
+// Two neighbours of half types, or a float, as TF32 sees it.
+template <class T>
+void widen(uint32_t word, float* values) {
+  if constexpr (sizeof(T) == 4) {
+    *values = __uint_as_float(word & ~0x1fffu);
+  } else {
+    T halves[2];
+    std::memcpy(static_cast<void*>(halves), &word, sizeof word);
+    values[0] = static_cast<float>(halves[0]);
+    values[1] = static_cast<float>(halves[1]);
+  }
+}
+
+// 32 bytes of channels of a row or column in shared memory: the lower 16 and, so far behind them, the upper.
+template <class T>
+void load_row(uint64_t descriptor, int row, float (&values)[kRowElements<T>]) {
+  const auto field = [descriptor](int bit) { return static_cast<uint32_t>(descriptor >> bit & 0x3fff) * 16; };
+  const uint32_t first = field(0) + row / 8 * field(32) + row % 8 * 16;
+  for (int half = 0; half < 2; ++half) {
+    uint32_t words[4];
+    std::memcpy(words, shared_at(first + half * field(16), 16), 16);
+    for (int i = 0; i < 4; ++i) widen<T>(words[i], values + (half * 4 + i) * (4 / sizeof(T)));
+  }
+}
+
+// This lane's sums: of rows lane / 4 and eight more, two columns of every eight from 2 * (lane % 4) on.
+template <class T>
+void add_products(const float (&rows)[2][kRowElements<T>], uint64_t b, int columns, float* sums) {
+  for (int i = 0; i < columns / 8 * 2; ++i) {
+    float column[kRowElements<T>];
+    load_row<T>(b, i / 2 * 8 + lane() % 4 * 2 + i % 2, column);
+    for (int half = 0; half < 2; ++half) {
+      float sum = 0;
+      for (int k = 0; k < kRowElements<T>; ++k) sum += rows[half][k] * column[k];
+      sums[i / 2 * 4 + half * 2 + i % 2] += sum;
+    }
+  }
+}
+
+void check_alignment(uint32_t shared, const void* global, uint32_t bytes) {
+  if (shared % 16 != 0 || bytes % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0) {
+    throw std::logic_error("a bulk copy of " + std::to_string(bytes) + " bytes that is not aligned to 16");
+  }
+}
+
+}  // namespace
+
+uint32_t word_at(uint32_t address) {
+  uint32_t word;
+  std::memcpy(&word, shared_at(address, 4), 4);
+  return word;
+}
+
+uint32_t or_of_warp(uint32_t bits) {
+  LaneWords& words = words_of_warp();
+  words[lane()][0] = bits;
+  synchronize_warp();
+  uint32_t all = 0;
+  for (const uint32_t (&word)[4] : words) all |= word[0];
+  synchronize_warp();
+  return all;
+}
+
+float round_to_tf32(float value) {
+  if (!std::isfinite(value)) return value;
+  return __uint_as_float((__float_as_uint(value) + 0x1000u) & ~0x1fffu);
+}
+
+void load_matrices(uint32_t (&words)[4], uint32_t row, bool transposed) {
+  LaneWords& rows = words_of_warp();
+  rows[lane()][0] = row;
+  synchronize_warp();
+  for (int i = 0; i < 4; ++i) {
+    if (!transposed) {
+      words[i] = word_at(rows[8 * i + lane() / 4][0] + 4 * (lane() % 4));
+    } else {
+      uint16_t halves[2];
+      for (int k = 0; k < 2; ++k) {
+        std::memcpy(&halves[k], shared_at(rows[8 * i + lane() % 4 * 2 + k][0] + 2 * (lane() / 4), 2), 2);
+      }
+      std::memcpy(&words[i], halves, 4);
+    }
+  }
+  synchronize_warp();
+}
+
+void store_matrices(uint32_t row, const uint32_t (&words)[4], bool transposed) {
+  LaneWords& rows = words_of_warp();
+  rows[lane()][0] = row;
+  synchronize_warp();
+  for (int i = 0; i < 4; ++i) {
+    if (!transposed) {
+      std::memcpy(shared_at(rows[8 * i + lane() / 4][0] + 4 * (lane() % 4), 4), &words[i], 4);
+    } else {
+      uint16_t halves[2];
+      std::memcpy(halves, &words[i], 4);
+      for (int k = 0; k < 2; ++k) {
+        std::memcpy(shared_at(rows[8 * i + lane() % 4 * 2 + k][0] + 2 * (lane() / 4), 2), &halves[k], 2);
+      }
+    }
+  }
+  synchronize_warp();
+}
+
+template <class T>
+void multiply(const uint32_t* a, uint64_t b, int columns, float* sums, bool keeps) {
+  LaneWords& words = words_of_warp();
+  std::memcpy(words[lane()], a, sizeof words[0]);
+  synchronize_warp();
+  float rows[2][kRowElements<T>];
+  for (int half = 0; half < 2; ++half) {
+    for (int i = 0; i < 8; ++i) {  // a row's words: four neighbouring lanes have one each of either 16 bytes
+      widen<T>(words[lane() / 4 * 4 + i % 4][half + i / 4 * 2], rows[half] + i * (4 / sizeof(T)));
+    }
+  }
+  synchronize_warp();
+  if (!keeps) std::memset(sums, 0, columns / 2 * sizeof(float));
+  add_products<T>(rows, b, columns, sums);
+}
+
+template <class T>
+void multiply_shared(uint64_t a, uint64_t b, int columns, float* sums) {
+  float rows[2][kRowElements<T>];
+  for (int half = 0; half < 2; ++half) {
+    load_row<T>(a, static_cast<int>(thread_index.x) % 128 / 32 * 16 + half * 8 + lane() / 4, rows[half]);
+  }
+  add_products<T>(rows, b, columns, sums);
+}
+
+template void multiply<float>(const uint32_t*, uint64_t, int, float*, bool);
+template void multiply<__half>(const uint32_t*, uint64_t, int, float*, bool);
+template void multiply<__nv_bfloat16>(const uint32_t*, uint64_t, int, float*, bool);
+template void multiply_shared<float>(uint64_t, uint64_t, int, float*);
+template void multiply_shared<__half>(uint64_t, uint64_t, int, float*);
+template void multiply_shared<__nv_bfloat16>(uint64_t, uint64_t, int, float*);
+
+void copy_bulk(uint32_t shared, const void* global, uint32_t bytes) {
+  check_alignment(shared, global, bytes);
+  std::memcpy(shared_at(shared, bytes), global, bytes);
+}
+
+void store_bulk(void* global, uint32_t shared, uint32_t bytes) {
+  check_alignment(shared, global, bytes);
+  begin(Unit::bulk_stores, [=] { std::memcpy(global, shared_at(shared, bytes), bytes); });
+}
+
+int64_t copy_box(uint32_t shared, const void* map, const int (&at)[5]) {
+  Boxes boxes;
+  std::memcpy(&boxes, map, sizeof boxes);
+  if (shared % 128 != 0) throw std::logic_error("a box at " + std::to_string(shared));
+  int64_t elements = 1;
+  for (const int32_t extent : boxes.box) elements *= extent;
+  for (int64_t element = 0; element < elements; ++element) {
+    int64_t left = element, place = 0;
+    bool is_inside = true;
+    for (int axis = 0; axis < 5; ++axis) {
+      const int64_t index = at[axis] + left % boxes.box[axis];
+      left /= boxes.box[axis];
+      is_inside = is_inside && index >= 0 && index < boxes.sizes[axis];
+      place += index * (axis == 0 ? 1 : boxes.strides[axis - 1]);
+    }
+    const float value = is_inside ? boxes.base[place] : 0.0f;
+    std::memcpy(shared_at(shared + static_cast<uint32_t>(element) * 4, 4), &value, 4);
+  }
+  return elements * 4;
+}
+
+}  // namespace emulation
+}  // namespace convt3d
