@@ -287,18 +287,110 @@ def test_training(algorithm: str, layout: torch.memory_format, device: torch.dev
     torch.testing.assert_close(results, expected, rtol=1e-4, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # make_dual's own
+# ---- forward mode, and torch.func --------------------------------------------------------------------------------
+
+FUNC_WARNINGS = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script` is deprecated:DeprecationWarning",  # make_dual's own
+    "ignore:There is a performance drop:UserWarning",  # vmap goes through the samples one by one
+)
+
+
+@FUNC_WARNINGS
 @pytest.mark.parametrize("algorithm", [*ALGORITHMS, "native"])
-def test_forward_mode_says_that_it_is_missing(algorithm: str, device: torch.device) -> None:
-    """Never a tangent that was dropped on the way."""
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("wanted", SUBSETS)
+def test_forward_mode(
+    wanted: tuple[str, ...], layout: torch.memory_format, algorithm: str, device: torch.device
+) -> None:
+    case = SMALL["strided"]
+    leaves = leaves_of(case, wanted, layout, device, torch.float64)
+
+    def function(*arguments: Tensor) -> Tensor:
+        named: dict[str, Any] = {"input": leaves.input, "weight": leaves.weight, "bias": leaves.bias}
+        named.update(zip(wanted, arguments, strict=True))
+        return conv_transpose3d(**named, **case.parameters, algorithm=algorithm)
+
+    checks = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
+    assert gradcheck(function, leaves.wanted, nondet_tol=0.0, fast_mode=False, **checks)
+    assert gradgradcheck(function, leaves.wanted, nondet_tol=0.0, fast_mode=True, check_fwd_over_rev=True)
+
+
+@FUNC_WARNINGS
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_forward_mode_of_operators(operator: str, algorithm: str, device: torch.device) -> None:
+    tensors = SMALL["grouped, dilated"].tensors(device, torch.float64, torch.contiguous_format, seed=2)
+    function, arguments = _operators(SMALL["grouped, dilated"], tensors, algorithm)[operator]
+    for count in range(1, len(arguments) + 1):
+        for chosen in itertools.combinations(range(len(arguments)), count):
+            given = [tensor.detach().requires_grad_(i in chosen) for i, tensor in enumerate(arguments)]
+            assert gradcheck(function, given, check_forward_ad=True, fast_mode=True)
+
+
+def _functions(case: Case, algorithm: str) -> list[Callable[..., Tensor]]:
+    """This package's and PyTorch's, as scalars that depend on each operand more than linearly."""
+
+    def ours(*operands: Any) -> Tensor:
+        return conv_transpose3d(*operands, **case.parameters, algorithm=algorithm).sin().sum()
+
+    def theirs(*operands: Any) -> Tensor:
+        return torch.nn.functional.conv_transpose3d(*operands, **case.parameters).sin().sum()
+
+    return [ours, theirs]
+
+
+TRANSFORMS: dict[str, Callable[[Callable[..., Tensor], list[Tensor]], Any]] = {
+    "grad": lambda function, operands: torch.func.grad(function, argnums=(0, 1, 2))(*operands),
+    "jvp": lambda function, operands: torch.func.jvp(function, tuple(operands), tuple(x.cos() for x in operands))[1],
+    "vjp": lambda function, operands: torch.func.vjp(function, *operands)[1](operands[0].new_tensor(2.0)),
+    "jvp of grad": lambda function, operands: torch.func.jvp(
+        torch.func.grad(function, argnums=(0, 1, 2)), tuple(operands), tuple(x.cos() for x in operands)
+    )[1],
+    "hessian": lambda function, operands: torch.func.hessian(function, argnums=(0, 1, 2))(*operands)[1],
+    "grad of each sample": lambda function, operands: torch.func.vmap(
+        torch.func.grad(lambda input, *rest: function(input[None], *rest), argnums=(0, 1)), (0, None, None)
+    )(*operands),
+}
+
+
+@FUNC_WARNINGS
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "native", "auto"])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_functional_transforms(transform: str, algorithm: str, device: torch.device) -> None:
+    case = SMALL["kernel = stride"] if transform == "hessian" else SMALL["strided"]
+    tensors = case.tensors(device, torch.float64, torch.contiguous_format, seed=5)
+    operands = [tensors.input, tensors.weight, tensors.bias]
+    results, expected = (TRANSFORMS[transform](function, operands) for function in _functions(case, algorithm))
+    torch.testing.assert_close(results, expected, rtol=1e-10, atol=1e-10)
+
+
+@FUNC_WARNINGS
+@pytest.mark.skipif(not hasattr(torch.library, "register_autograd"), reason="needs PyTorch 2.4")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("transform", ["grad", "jvp", "jvp of grad"])
+def test_compiled_functional_transforms(transform: str, backend: str, device: torch.device) -> None:
+    """Never a derivative that was dropped on the way."""
     case = SMALL["strided"]
     tensors = case.tensors(device, torch.float64, torch.contiguous_format, seed=5)
+    operands = [tensors.input, tensors.weight, tensors.bias]
+    ours, theirs = _functions(case, "direct")
+    compiled = torch.compile(lambda *given: TRANSFORMS[transform](ours, list(given)), backend=backend, fullgraph=True)
+    torch.testing.assert_close(compiled(*operands), TRANSFORMS[transform](theirs, operands), rtol=1e-10, atol=1e-10)
 
-    def output(input: Tensor) -> Tensor:
+
+@FUNC_WARNINGS
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "native"])
+def test_tangents_of_a_compiled_layer(algorithm: str, device: torch.device) -> None:
+    case, forward_ad = SMALL["strided"], torch.autograd.forward_ad
+    tensors = case.tensors(device, torch.float64, torch.contiguous_format, seed=5)
+    tangent = torch.ones_like(tensors.input)
+
+    def ours(input: Tensor) -> Tensor:
         return conv_transpose3d(input, tensors.weight, tensors.bias, **case.parameters, algorithm=algorithm)
 
-    tangent = torch.ones_like(tensors.input)
-    with torch.autograd.forward_ad.dual_level(), pytest.raises((RuntimeError, NotImplementedError)):
-        output(torch.autograd.forward_ad.make_dual(tensors.input, tangent))
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        torch.func.jvp(output, (tensors.input,), (tangent,))
+    with forward_ad.dual_level():
+        output = torch.compile(ours, backend="eager")(forward_ad.make_dual(tensors.input, tangent))
+        result = forward_ad.unpack_dual(output).tangent
+    assert result is not None
+    expected = torch.nn.functional.conv_transpose3d(tangent, tensors.weight, None, **case.parameters)
+    torch.testing.assert_close(result, expected)

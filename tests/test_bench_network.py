@@ -187,6 +187,13 @@ def test_layers_that_see_the_same_are_one() -> None:
     assert (found.modules, found.calls) == (("0", "2"), 2)
 
 
+def test_a_layer_that_has_an_output_by_its_output_padding_alone() -> None:
+    network = nn.Sequential(nn.ConvTranspose3d(1, 1, 2, stride=2, padding=1, output_padding=1))
+    (found,) = find_layers("Net", network, [torch.zeros(1, 1, 1, 4, 4)])
+    two, one = (2, 2, 2), (1, 1, 1)
+    assert found.layer == Layer("Net[0]", 1, 1, 1, two, (1, 4, 4), two, padding=one, output_padding=one)
+
+
 def test_hooks_do_not_outlast_a_network_that_fails() -> None:
     network = Decoder()
     with pytest.raises(RuntimeError, match="expected input"):

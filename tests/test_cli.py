@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,6 +153,7 @@ def test_bench_of_a_preset_and_a_layer(
         (["bench", "--layout", "ncdhw,nchw"], "no layout is called 'nchw': there are ncdhw, ndhwc"),
         (["bench", "--json", "/no/such/folder/results.json"], "cannot write a file at /no/such"),
         (["bench", "--markdown", "/no/such/folder/results.md"], "cannot write a file at /no/such"),
+        (["bench", "--json", "/proc/results.json"], "cannot write a file at /proc/results.json"),
         (["bench", "--plot", "results.gif"], "must end in .png, .svg or .pdf, got results.gif"),
         (["bench", "--preset", "slow"], "invalid choice: 'slow'"),
         (["bench", "--model", "monai"], "expected PACKAGE.MODULE:FACTORY"),
@@ -163,6 +165,22 @@ def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.Captur
         main(arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_one_file_does_not_keep_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tables = tmp_path / "results.md"
+    arguments = ["bench", "--device", "cpu", "--layer", SMALL, "--repeats", "3"]
+    assert main([*arguments, "--json", "/dev/full", "--markdown", str(tables)]) == 2
+    assert "cannot write /dev/full" in capsys.readouterr().err
+    assert "native" in tables.read_text()
+
+
+def test_a_reader_that_has_had_enough() -> None:
+    command = "convt3d info --json | head -c 1; exit ${PIPESTATUS[0]}"
+    ended = subprocess.run(["bash", "-c", f"exec 2>&1; {command}"], capture_output=True, text=True, check=False)
+    assert ended.stdout == "{"
+    assert ended.returncode in (0, 141)  # it may have written everything before the reader left
 
 
 # bench: what it shows ---------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from cases import (
     tf32,
     workspace_limit,
 )
-from convt3d_gemm import algorithms, conv_transpose3d
+from convt3d_gemm import algorithms, conv_transpose3d, replace_conv_transpose3d
 
 REFERENCE = torch.nn.functional.conv_transpose3d
 
@@ -465,3 +465,71 @@ def test_one_thread_and_many(algorithm: str) -> None:
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+# ---- tensors that are not what their data say --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", algorithms())
+@pytest.mark.parametrize("which", ["input", "weight", "bias"])
+def test_tensors_that_stand_for_their_negative(which: str, algorithm: str, device: torch.device) -> None:
+    case = NAMED["plain"]
+    tensors = case.tensors(device, torch.float64, torch.contiguous_format, seed=3)
+    operands: dict[str, Any] = {"input": tensors.input, "weight": tensors.weight, "bias": tensors.bias}
+    negative = torch._neg_view(operands[which])
+    result = conv_transpose3d(**{**operands, which: negative}, **case.parameters, algorithm=algorithm)
+    expected = conv_transpose3d(**{**operands, which: -operands[which]}, **case.parameters, algorithm="native")
+    assert relative_error([result], [expected]) <= BOUNDS[torch.float64]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_subclasses_of_tensor(algorithm: str) -> None:
+    class Named(Tensor):
+        pass
+
+    tensors = NAMED["plain"].tensors(torch.device("cpu"), torch.float64, torch.contiguous_format, seed=3)
+    plain = conv_transpose3d(tensors.input, tensors.weight, algorithm=algorithm)
+    result = conv_transpose3d(tensors.input.as_subclass(Named), tensors.weight, algorithm=algorithm)
+    assert type(result) is Named
+    assert torch.equal(result.as_subclass(Tensor), plain)
+
+
+# ---- what others see of a call ----------------------------------------------------------------------------------
+
+
+def test_symbolic_trace() -> None:
+    model = torch.nn.Sequential(torch.nn.ConvTranspose3d(4, 6, 3, stride=2), torch.nn.ReLU())
+    replaced = replace_conv_transpose3d(model, algorithm="direct")
+    traced = torch.fx.symbolic_trace(replaced)
+    calls = [node for node in traced.graph.nodes if node.target is conv_transpose3d]
+    assert [node.kwargs for node in calls] == [{"algorithm": "direct"}]
+    input = torch.randn(1, 4, 3, 3, 3)
+    assert torch.equal(traced(input), replaced(input))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_counted_operations(algorithm: str) -> None:
+    """As many as PyTorch counts for its own: a multiply-add is two, in the call and in each of its gradients."""
+    counter = pytest.importorskip("torch.utils.flop_counter").FlopCounterMode
+    tensors = NAMED["two groups"].tensors(torch.device("cpu"), torch.float32, torch.contiguous_format, seed=3)
+
+    def counted(function: Callable[..., Tensor], **keywords: Any) -> int:
+        for leaf in (tensors.input, tensors.weight):
+            leaf.requires_grad_()
+        with counter(display=False) as mode:
+            output = function(tensors.input, tensors.weight, **NAMED["two groups"].parameters, **keywords)
+            torch.autograd.grad(output.sum(), [tensors.input, tensors.weight])
+        return int(mode.get_total_flops())
+
+    once = 2 * tensors.input.numel() * tensors.weight[0].numel()
+    assert counted(conv_transpose3d, algorithm=algorithm) == 3 * once
+
+
+def test_names_in_a_profile() -> None:
+    tensors = NAMED["plain"].tensors(torch.device("cpu"), torch.float32, torch.contiguous_format, seed=3)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        conv_transpose3d(tensors.input, tensors.weight, algorithm="gemm")
+        conv_transpose3d(tensors.input, tensors.weight.requires_grad_(), algorithm="gemm").sum().backward()
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts["convt3d_gemm::forward"] == 2
+    assert counts["convt3d_gemm::grad_weight"] == 1

@@ -250,6 +250,44 @@ def test_compiled_functional(device: torch.device) -> None:
     assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
+class Sized(torch.nn.Module):
+    """Two layers of a decoder whose skip connections say how large their outputs are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = ConvTranspose3d(2, 2, 3, stride=2, padding=1, algorithm="direct")
+        self.second = ConvTranspose3d(2, 2, 3, stride=2, padding=1, algorithm="gemm")
+
+    def forward(self, input: Tensor, skip: Tensor, last: Tensor) -> Tensor:
+        between = self.first(input, output_size=skip.shape[2:]) + skip
+        output: Tensor = self.second(between, output_size=last.shape[2:]) + last
+        return output
+
+
+def _sized_inputs(size: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    sizes = [[-(-extent // scale) for extent in size] for scale in (4, 2, 1)]
+    input, skip, last = (torch.randn(1, 2, *each, dtype=torch.float64) for each in sizes)
+    return input, skip, last
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@torch.no_grad()
+def test_one_graph_for_all_output_sizes() -> None:
+    graphs = 0
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph
+
+    model = Sized().double()
+    compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
+    for size in itertools.product((9, 10, 15), (12, 13), (14, 11, 17)):
+        inputs = _sized_inputs(size)
+        assert relative_error([compiled(*inputs)], [model(*inputs)]) <= BOUNDS[torch.float64]
+    assert graphs <= 2  # as of torch.nn.ConvTranspose3d
+
+
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_bad_call_while_compiling(device: torch.device) -> None:
     tensors = NAMED["plain"].tensors(device, torch.float32, torch.contiguous_format, seed=8)
@@ -272,3 +310,14 @@ def test_export(algorithm: str) -> None:
     assert targets.count("convt3d_gemm.forward.default") == 2
     larger = torch.randn(5, 4, 3, 4, 5, dtype=torch.float64)
     assert relative_error([program.module()(larger)], [model(larger)]) <= BOUNDS[torch.float64]
+
+
+@pytest.mark.skipif(not hasattr(torch.export.Dim, "AUTO"), reason="needs PyTorch 2.6")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_export_with_output_sizes() -> None:
+    model = Sized().double().eval()
+    axes = dict.fromkeys((2, 3, 4), torch.export.Dim.AUTO)
+    program = torch.export.export(model, _sized_inputs((10, 14, 18)), dynamic_shapes=(axes, axes, axes))
+    for size in ((10, 14, 18), (9, 14, 19), (16, 13, 21)):
+        inputs = _sized_inputs(size)
+        assert relative_error([program.module()(*inputs)], [model(*inputs)]) <= BOUNDS[torch.float64]

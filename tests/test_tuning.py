@@ -268,6 +268,31 @@ def test_every_transposed_convolution_of_a_model_is_found(quick: list[tuple[Prob
     assert {(each.precision, each.layout, each.device.type) for each, _ in quick} == {("float32", "ncdhw", "cpu")}
 
 
+class InInference(Model):
+    """Calls what composes a convolution, and not the convolution itself."""
+
+    @torch.inference_mode()
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = super().forward(input)
+        return output
+
+
+@needs_cpu
+@pytest.mark.usefixtures("cache")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("kind", ["in inference", "within inference", "traced", "exported"])
+def test_models_of_other_kinds(kind: str, quick: list[tuple[Problem, tuple[str, ...]]]) -> None:
+    input = torch.randn(2, 4, 3, 3, 3)
+    model: Any = (InInference if kind == "within inference" else Model)().eval()
+    if kind == "traced":
+        model = torch.jit.trace(model, input)
+    elif kind == "exported":
+        model = torch.export.export(model, (input,)).module()
+    with torch.inference_mode(kind == "in inference"):
+        tune(model, input, training=False)
+    assert [each.layer for each, _ in quick] == list(LAYERS)
+
+
 @needs_cpu
 @pytest.mark.usefixtures("cache")
 def test_dtype_and_layout_are_those_that_are_computed_on(quick: list[tuple[Problem, tuple[str, ...]]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; those of the process if None.
 
     Returns:
-        The exit status: 0 if all went well, 1 if a compared result was wrong, 2 if the command could not run.
+        The exit status: 0 if all went well, 1 if a compared result was wrong, 2 if the command could not run, or
+        could not write what it was asked to; 141 if nobody reads on.
 
     Raises:
         SystemExit: after ``--help``, and with status 2 if the arguments cannot be read.
@@ -40,6 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     choice.add_tune_arguments(tune)
 
     arguments = parser.parse_args(arguments_given)
+    try:
+        status = _run(arguments, arguments_given)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever reads has had enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that exiting does not write there again
+        return 141  # as if the signal had ended it
+
+
+def _run(arguments: argparse.Namespace, arguments_given: Sequence[str]) -> int:
     if arguments.command == "bench":
         return command.run(arguments, ["convt3d", *arguments_given])
     if arguments.command == "explain":

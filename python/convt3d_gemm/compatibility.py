@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 __all__ = [
@@ -9,9 +11,11 @@ __all__ = [
     "allows_tf32",
     "autocast_dtype",
     "cuda_stream",
-    "in_forward_mode",
+    "forward_gradients_enabled",
     "is_compiling",
+    "is_plain",
     "is_plain_eager",
+    "single_level_autograd",
 ]
 
 OutOfMemoryError: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
@@ -58,13 +62,34 @@ else:
 is_compiling = torch.compiler.is_compiling if hasattr(torch.compiler, "is_compiling") else torch._utils.is_compiling
 
 
-def in_forward_mode() -> bool:
-    """Whether a level of forward-mode differentiation is open."""
-    return torch.autograd.forward_ad._current_level >= 0
+def forward_gradients_enabled() -> AbstractContextManager[object]:
+    """In which forward-mode differentiation is on, if a level of it is open."""
+    return torch.autograd.forward_ad._set_fwd_grad_enabled(True)
+
+
+try:
+    from torch._functorch.utils import enable_single_level_autograd_function as single_level_autograd
+except ImportError:
+    single_level_autograd = nullcontext  # type: ignore[assignment]
+
+
+_PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
+_is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda tensor: False)
+
+
+def is_plain(operand: object) -> bool:
+    """Whether it is no tensor at all, or one whose data are where and what it says, which no dispatcher has to see to.
+
+    That is no tensor subclass, none without data, none that is one of a batch (`is_grads_batched`), and none that
+    stands for its negative.
+    """
+    if type(operand) in _PLAIN_TYPES:
+        return not (operand.is_meta or operand.is_neg() or _is_batched(operand))  # type: ignore[attr-defined]
+    return not isinstance(operand, torch.Tensor)
 
 
 def is_plain_eager() -> bool:
-    """Whether nothing watches operators being called: no tracing, no dispatch mode, no functional transform.
+    """Whether nothing watches operators being called: no tracing, dispatch mode, functional transform or profiler.
 
     Where a release lacks one of the questions, the answer is no, and the call takes the longer way.
     """
@@ -73,8 +98,9 @@ def is_plain_eager() -> bool:
             torch._C._len_torch_dispatch_stack() == 0
             and torch._C._functorch.peek_interpreter_stack() is None
             and torch._C._get_tracing_state() is None
-            and not in_forward_mode()
+            and torch.autograd.forward_ad._current_level < 0
             and torch._C._len_torch_function_stack() == 0
+            and not torch._C._autograd._profiler_enabled()
         )
     except AttributeError:
         return False

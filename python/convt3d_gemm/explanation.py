@@ -11,6 +11,7 @@ from convt3d_gemm import decision, library
 from convt3d_gemm.binding import has_backend, missing_backend
 from convt3d_gemm.parameters import Parameters, SizeArgument
 from convt3d_gemm.problem import OPERATORS, Problem
+from convt3d_gemm.selection import problem_of_call
 
 __all__ = ["Explanation", "OperatorExplanation", "explain", "explain_problem"]
 
@@ -110,7 +111,7 @@ def explain(
     Args:
         input: (N, Cin, D, H, W) or (Cin, D, H, W); its size, dtype, device and memory format are looked at.
         weight: (Cin, Cout / groups, kd, kh, kw).
-        bias: ignored; there so that the arguments are those of `conv_transpose3d`.
+        bias: makes no difference; there so that the arguments are those of `conv_transpose3d`.
         stride: as in `conv_transpose3d`, like the parameters that follow.
         padding: see stride.
         output_padding: see stride.
@@ -121,13 +122,12 @@ def explain(
         The decisions, with `str` in words.
 
     Raises:
+        TypeError: an argument of the wrong type.
         RuntimeError: arguments that no convolution satisfies, or a device that this build does not compute on.
         NotImplementedError: a dtype other than float64, float32, float16 and bfloat16.
     """
-    if input.dim() == 4:
-        input = input.unsqueeze(0)
     parameters = Parameters.make(stride, padding, output_padding, dilation, groups)
-    return explain_problem(Problem.of("forward", input.shape, weight.shape, parameters, input))
+    return explain_problem(problem_of_call("forward", input, weight, bias, parameters))
 
 
 def explain_problem(problem: Problem, operators: Sequence[str] = OPERATORS) -> Explanation:

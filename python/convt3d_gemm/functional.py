@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
-import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from convt3d_gemm import operators
-from convt3d_gemm.compatibility import autocast_dtype, is_compiling
+from convt3d_gemm.compatibility import is_compiling
 from convt3d_gemm.parameters import Parameters, SizeArgument
-from convt3d_gemm.selection import check_algorithm
+from convt3d_gemm.selection import check_algorithm, operands_of_call
 
 __all__ = ["conv_transpose3d"]
-
-OptionalTensor = TypeVar("OptionalTensor", Tensor, "Tensor | None")
 
 
 def conv_transpose3d(
@@ -58,13 +54,13 @@ def conv_transpose3d(
         RuntimeError: sizes, dtypes, devices or parameters that no convolution satisfies, as PyTorch raises it.
         NotImplementedError: an integer or complex dtype.
     """
+    if has_torch_function_variadic(input, weight, bias):
+        arguments = (input, weight, bias, stride, padding, output_padding, groups, dilation)
+        return handle_torch_function(conv_transpose3d, arguments[:3], *arguments, algorithm=algorithm)
     check_algorithm(algorithm)
     make = Parameters.make if is_compiling() else Parameters.cached
     parameters = make(stride, padding, output_padding, dilation, groups)
-    _check_types(input, weight, bias)
-    dtype = autocast_dtype(input.device.type)
-    if dtype is not None:
-        input, weight, bias = _autocast(input, dtype), _autocast(weight, dtype), _autocast(bias, dtype)
+    input, weight, bias = operands_of_call(input, weight, bias)
     dimensions = input.dim()
     if dimensions == 5:
         output: Tensor = operators.forward(input, weight, bias, parameters, algorithm)
@@ -76,19 +72,3 @@ def conv_transpose3d(
         )
     output = operators.forward(input.unsqueeze(0), weight, bias, parameters, algorithm)
     return output.squeeze(0)
-
-
-def _check_types(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if not isinstance(input, Tensor):
-        raise TypeError(f"input must be a Tensor, got {type(input).__name__}")
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a Tensor, got {type(weight).__name__}")
-    if bias is not None and not isinstance(bias, Tensor):
-        raise TypeError(f"bias must be a Tensor or None, got {type(bias).__name__}")
-
-
-def _autocast(tensor: OptionalTensor, dtype: torch.dtype) -> OptionalTensor:
-    """The tensor in autocast's dtype; float64, which autocast leaves alone, as it is."""
-    if tensor is None or not tensor.is_floating_point() or tensor.dtype is torch.float64:
-        return tensor
-    return tensor.to(dtype)

@@ -7,6 +7,10 @@ import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+
+from convt3d_gemm.compatibility import is_compiling
+
 __all__ = ["Parameters", "SizeArgument", "Triple"]
 
 Triple = tuple[int, int, int]
@@ -82,6 +86,8 @@ def _make_cached(
 def _integer(name: str, value: object, allowed: str = "an int or a tuple of ints") -> int:
     if isinstance(value, bool):
         raise TypeError(f"{name} must be {allowed}, got bool")
+    if isinstance(value, torch.SymInt) or (is_compiling() and isinstance(value, int)):
+        return value  # type: ignore[return-value]  # perhaps of a tensor's size: to look at it is to compile for it
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -95,7 +101,7 @@ def _triple(name: str, value: SizeArgument) -> Triple:
     if not isinstance(value, Sequence) or isinstance(value, str):
         number = _integer(name, value)
         return (number, number, number)
-    if len(value) not in (1, 3):
-        raise RuntimeError(f"{name} must be one int or three (depth, height, width), got {value!r}")
     numbers = [_integer(name, element) for element in value]
+    if len(numbers) not in (1, 3):
+        raise RuntimeError(f"{name} must be one int or three (depth, height, width), got {value!r}")
     return (numbers[0], numbers[-2] if len(numbers) == 3 else numbers[0], numbers[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from convt3d_gemm.compatibility import allows_tf32
 from convt3d_gemm.parameters import Parameters, Triple
 from convt3d_gemm.settings import get_workspace_limit
 
-__all__ = ["OPERATORS", "Problem", "memory_format_of"]
+__all__ = ["OPERATORS", "Problem", "memory_format_of", "operations_of"]
 
 #: Those that an algorithm computes; the last one is the two before it in one call.
 OPERATORS = ("forward", "grad_input", "grad_weight", "grad_input_weight")
@@ -25,6 +26,11 @@ def memory_format_of(tensor: Tensor) -> torch.memory_format:
     if tensor.is_contiguous(memory_format=torch.channels_last_3d) or tensor.stride(1) == 1 != tensor.size(1):
         return torch.channels_last_3d
     return torch.contiguous_format
+
+
+def operations_of(input_size: Sequence[int], weight_size: Sequence[int]) -> int:
+    """Of one operator; a multiply-add is two. As if every tap of every input voxel met an output voxel."""
+    return 2 * math.prod(input_size) * math.prod(weight_size[1:])
 
 
 class Problem(NamedTuple):
@@ -105,8 +111,8 @@ class Problem(NamedTuple):
 
     @property
     def operations(self) -> int:
-        """A multiply-add is two; as if every tap of every input voxel met an output voxel."""
-        once = 2 * math.prod(self.input_size) * math.prod(self.weight_size[1:])
+        """See `operations_of`; both gradients at once are two operators."""
+        once = operations_of(self.input_size, self.weight_size)
         return 2 * once if self.operator == "grad_input_weight" else once
 
     @property

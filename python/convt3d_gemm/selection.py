@@ -12,11 +12,19 @@ from torch import Tensor
 
 from convt3d_gemm import library, native
 from convt3d_gemm.binding import has_backend, missing_backend
+from convt3d_gemm.compatibility import autocast_dtype
 from convt3d_gemm.decision import Decision, decide
 from convt3d_gemm.parameters import Parameters, SizeArgument
 from convt3d_gemm.problem import Problem, memory_format_of
 
-__all__ = ["algorithms", "check_algorithm", "check_tensors", "workspace_bytes"]
+__all__ = [
+    "algorithms",
+    "check_algorithm",
+    "check_tensors",
+    "operands_of_call",
+    "problem_of_call",
+    "workspace_bytes",
+]
 
 _ALGORITHMS = ("auto", *library.ALGORITHMS, "native")
 
@@ -65,6 +73,53 @@ def check_tensors(first_name: str, first: Tensor, **others: Tensor | None) -> No
             )
         if tensor.layout is not torch.strided:
             raise RuntimeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
+
+
+OptionalTensor = TypeVar("OptionalTensor", Tensor, "Tensor | None")
+
+
+def _autocast(tensor: OptionalTensor, dtype: torch.dtype) -> OptionalTensor:
+    """The tensor in autocast's dtype; float64, which autocast leaves alone, as it is."""
+    if tensor is None or not tensor.is_floating_point() or tensor.dtype is torch.float64:
+        return tensor
+    return tensor.to(dtype)
+
+
+def operands_of_call(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What a call of `conv_transpose3d` computes with: the tensors, in autocast's dtype inside of it.
+
+    Raises:
+        TypeError: one is no tensor.
+    """
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input must be a Tensor, got {type(input).__name__}")
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a Tensor, got {type(weight).__name__}")
+    if bias is not None and not isinstance(bias, Tensor):
+        raise TypeError(f"bias must be a Tensor or None, got {type(bias).__name__}")
+    dtype = autocast_dtype(input.device.type)
+    if dtype is None:
+        return input, weight, bias
+    return _autocast(input, dtype), _autocast(weight, dtype), _autocast(bias, dtype)
+
+
+def problem_of_call(
+    operator: str, input: Tensor, weight: Tensor, bias: Tensor | None, parameters: Parameters
+) -> Problem:
+    """What a call of `conv_transpose3d` computes, or one operator of its gradients.
+
+    Raises:
+        TypeError: one is no tensor.
+        RuntimeError: tensors that do not go together.
+        NotImplementedError: a dtype other than the real floating-point ones.
+    """
+    input, weight, bias = operands_of_call(input, weight, bias)
+    if input.dim() == 4:
+        input = input.unsqueeze(0)
+    check_tensors("input", input, weight=weight, bias=bias)
+    if bias is not None:
+        _check_bias(bias, weight, parameters)
+    return Problem.of(operator, input.shape, weight.shape, parameters, input)
 
 
 def _library_call(
@@ -215,7 +270,7 @@ def workspace_bytes(
     Args:
         input: (N, Cin, D, H, W) or (Cin, D, H, W).
         weight: (Cin, Cout / groups, kd, kh, kw).
-        bias: ignored; there so that the arguments are those of `conv_transpose3d`.
+        bias: makes no difference; there so that the arguments are those of `conv_transpose3d`.
         stride: as in `conv_transpose3d`, like the parameters that follow.
         padding: see stride.
         output_padding: see stride.
@@ -226,11 +281,11 @@ def workspace_bytes(
 
     Raises:
         ValueError: an operator or an algorithm that there is not.
+        TypeError: an argument of the wrong type.
         RuntimeError: arguments that no convolution satisfies.
+        NotImplementedError: a dtype other than float64, float32, float16 and bfloat16.
     """
     _check_one_of("operator", operator, tuple(library.OPERATORS))
     _check_one_of("algorithm", algorithm, tuple(library.ALGORITHMS))
-    if input.dim() == 4:
-        input = input.unsqueeze(0)
     parameters = Parameters.make(stride, padding, output_padding, dilation, groups)
-    return library.plan_call(algorithm, operator, input.shape, weight.shape, parameters, input).workspace_bytes
+    return library.planned(algorithm, problem_of_call(operator, input, weight, bias, parameters)).workspace_bytes

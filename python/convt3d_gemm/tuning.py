@@ -17,7 +17,7 @@ from convt3d_gemm import decision, library, selection
 from convt3d_gemm.bench.device import cache_bytes, release_memory, why_failed
 from convt3d_gemm.bench.timing import Clock, Timing, rotations, time_in_turn
 from convt3d_gemm.binding import has_backend
-from convt3d_gemm.parameters import Parameters
+from convt3d_gemm.parameters import Parameters, SizeArgument
 from convt3d_gemm.problem import OPERATORS, Problem
 
 __all__ = ["Tuning", "measure", "tune", "tune_problems"]
@@ -217,7 +217,8 @@ def _run(problem: Problem, algorithm: str, input: Tensor, weight: Tensor, grad_o
 def _in_evaluation(model: torch.nn.Module) -> Iterator[None]:
     """So that running it changes no statistics of a batch normalisation."""
     were_training = [module for module in model.modules() if module.training]
-    model.eval()
+    with contextlib.suppress(NotImplementedError):  # an exported one is what it was exported as
+        model.eval()
     try:
         yield
     finally:
@@ -245,15 +246,34 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.ops.aten.convolution.default:
-            input, weight, _, stride, padding, dilation, transposed, output_padding, groups = args
-            if transposed and input.dim() == 5:
-                self._note(input, weight, Parameters.make(stride, padding, output_padding, dilation, groups))
+        kwargs = kwargs or {}
+        if func in (torch.ops.aten.convolution.default, torch.ops.aten._convolution.default):  # a traced model's
+            input, weight, _, stride, padding, dilation, transposed, output_padding, groups = args[:9]
+            if transposed:
+                self._note(input, weight, stride, padding, output_padding, groups, dilation)
+        elif func is torch.ops.aten.conv_transpose3d.input:  # in inference mode
+            self._note_call(*args, **kwargs)
         elif func is torch.ops.convt3d_gemm.forward.default:
-            input, weight, _, *parameters, _ = args
-            self._note(input, weight, Parameters.make(*parameters))
-        return func(*args, **(kwargs or {}))
+            input, weight, _, stride, padding, output_padding, dilation, groups, _ = args
+            self._note(input, weight, stride, padding, output_padding, groups, dilation)
+        return func(*args, **kwargs)
 
-    def _note(self, input: Tensor, weight: Tensor, parameters: Parameters) -> None:
-        if math.prod(input.shape):
-            self._found[Problem.of("forward", input.shape, weight.shape, parameters, input)] = None
+    def _note_call(self, input: Tensor, weight: Tensor, bias: object = None, *rest: Any, **keywords: Any) -> None:
+        self._note(input, weight, *rest, **keywords)
+
+    def _note(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        stride: SizeArgument = 1,
+        padding: SizeArgument = 0,
+        output_padding: SizeArgument = 0,
+        groups: int = 1,
+        dilation: SizeArgument = 1,
+    ) -> None:
+        if weight.dim() != 5 or not math.prod(input.shape):
+            return
+        if input.dim() == 4:
+            input = input.unsqueeze(0)
+        parameters = Parameters.make(stride, padding, output_padding, dilation, groups)
+        self._found[Problem.of("forward", input.shape, weight.shape, parameters, input)] = None

@@ -10,6 +10,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -132,9 +133,11 @@ class _Run:
             self.console.print(f"\n{legend}")
         if done < len(cases):
             self.console.print(f"interrupted after {done} of {len(cases)} measurements")
-        self._write(header, shown, legends, device, ceilings)
+        is_written = self._write(header, shown, legends, device, ceilings)
         if done < len(cases):
             return 130
+        if not is_written:
+            return 2
         wrong = {result.algorithm for result in self.results if result.status == "wrong"}
         wrong |= {result.algorithm for result in self.networks if result.status == "wrong"}
         return 1 if wrong - {BASELINE, BEFORE} else 0
@@ -235,19 +238,35 @@ class _Run:
         legends: Sequence[str],
         device: dict[str, object],
         ceilings: Ceilings,
-    ) -> None:
-        """The files that were asked for."""
-        if self.arguments.json is not None:
+    ) -> bool:
+        """The files that were asked for; whether all of them could be written, of which one does not keep another."""
+
+        def write_record(path: Path) -> None:
             about = record.header(self.command_line, self.settings, self.layouts, device, ceilings)
-            record.write_json(self.arguments.json, about, self.results, self.found, self.networks)
-        if self.arguments.markdown is not None:
+            record.write_json(path, about, self.results, self.found, self.networks)
+
+        def write_tables(path: Path) -> None:
             name = "" if self.network is None else self.network.name
             lines = self.report.found_lines(name, self.found) if self.found else []
-            write_markdown(self.arguments.markdown, [*header, *map(str.strip, lines)], shown, legends)
-        if self.arguments.plot is not None and (self.results or self.networks):
+            write_markdown(path, [*header, *map(str.strip, lines)], shown, legends)
+
+        def draw(path: Path) -> None:
             from convt3d_gemm.bench.plot import write_plot  # matplotlib is for those who want a picture
 
-            write_plot(self.arguments.plot, str(device["name"]), ceilings, self.results, self.networks)
+            write_plot(path, str(device["name"]), ceilings, self.results, self.networks)
+
+        writes = [(self.arguments.json, write_record), (self.arguments.markdown, write_tables)]
+        if self.results or self.networks:
+            writes.append((self.arguments.plot, draw))
+        is_written = True
+        for path, write in writes:
+            try:
+                if path is not None:
+                    write(path)
+            except OSError as error:
+                print(f"cannot write {path}: {error.strerror}", file=sys.stderr)
+                is_written = False
+        return is_written
 
 
 def _measuring(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +93,8 @@ def _watched(network: torch.nn.Module, see: Callable[[str, Layer], None]) -> Ite
 
 def _layer_of(module: torch.nn.ConvTranspose3d, input: Tensor, output: Tensor) -> Layer:
     """The geometry of one call; without its name, so that equal ones compare equal."""
-    plain = Layer(
+    layer = functools.partial(
+        Layer,
         name="",
         batch=input.size(0) if input.dim() == 5 else 1,
         in_channels=module.in_channels,
@@ -104,9 +106,11 @@ def _layer_of(module: torch.nn.ConvTranspose3d, input: Tensor, output: Tensor) -
         dilation=_triple(module.dilation),
         groups=module.groups,
     )
-    # From the output, since an output_size given to the call takes the place of the module's own output_padding.
-    depth, height, width = (got - bare for got, bare in zip(output.shape[-3:], plain.output_size, strict=True))
-    return dataclasses.replace(plain, output_padding=(depth, height, width))
+    # From the output, since an output_size given to the call takes the place of the module's own output_padding; and
+    # from the largest there can be, since with none there may be no output.
+    most = _triple([max(pair) - 1 for pair in zip(module.stride, module.dilation, strict=True)])
+    sizes = zip(most, output.shape[-3:], layer(output_padding=most).output_size, strict=True)
+    return layer(output_padding=_triple([padding + got - largest for padding, got, largest in sizes]))
 
 
 def _triple(values: Sequence[Any]) -> Triple:

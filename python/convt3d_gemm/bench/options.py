@@ -158,8 +158,14 @@ def _positive(number: Callable[[str], _Item]) -> Callable[[str], _Item]:
 def _file_to_write(text: str) -> Path:
     """Fail before the run, not after it."""
     path = Path(text)
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"cannot write a file at {text}")
+    was_there = path.exists()
+    try:
+        with path.open("a"):
+            pass
+        if not was_there:
+            path.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write a file at {text}: {error.strerror}") from None
     return path
 
 
