@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +28,7 @@ from cases import (
     workspace_limit,
 )
 from convt3d_gemm import algorithms, conv_transpose3d, replace_conv_transpose3d
+from convt3d_gemm.binding import has_backend
 
 REFERENCE = torch.nn.functional.conv_transpose3d
 
@@ -533,3 +536,32 @@ def test_names_in_a_profile() -> None:
     counts = {event.key: event.count for event in profile.key_averages()}
     assert counts["convt3d_gemm::forward"] == 2
     assert counts["convt3d_gemm::grad_weight"] == 1
+
+
+TWO_HOST_THREADS = """
+import threading, torch
+from convt3d_gemm import conv_transpose3d
+
+torch.set_num_threads(4)
+input, weight = torch.randn(4, 16, 8, 8, 8), torch.randn(16, 16, 3, 3, 3)
+expected = conv_transpose3d(input, weight, algorithm="gemm")
+same = []
+
+def call():
+    same.append(all(torch.equal(conv_transpose3d(input, weight, algorithm="gemm"), expected) for _ in range(200)))
+
+threads = [threading.Thread(target=call) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(same)
+"""
+
+
+@pytest.mark.skipif(not has_backend("cpu"), reason="this build has no CPU backend")
+def test_two_host_threads() -> None:
+    """OpenBLAS has one number of threads for the process, and says so where one caller changes another's."""
+    ended = subprocess.run([sys.executable, "-c", TWO_HOST_THREADS], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[True, True]"
+    assert "OpenBLAS Warning" not in ended.stdout + ended.stderr

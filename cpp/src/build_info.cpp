@@ -12,6 +12,14 @@
 
 namespace convt3d {
 
+namespace {
+
+void check_positive(const char* name, int value) {
+  if (value <= 0) throw std::invalid_argument(std::string(name) + " must be positive, got " + std::to_string(value));
+}
+
+}  // namespace
+
 Target Target::cuda(int device) {
 #ifdef CONVT3D_WITH_CUDA
   const auto attribute = [device](cudaDeviceAttr name) {
@@ -32,13 +40,15 @@ Target Target::cuda(int device) {
 #endif
 }
 
+Target Target::cpu(int threads) {
+  check_positive("threads", threads);
+  return {Backend::cpu, threads, 0, 0};
+}
+
 Target Target::cuda(int compute_capability, int multiprocessors, int shared_memory) {
-  const auto check = [](const char* name, int value) {
-    if (value <= 0) throw std::invalid_argument(std::string(name) + " must be positive, got " + std::to_string(value));
-  };
-  check("compute_capability", compute_capability);
-  check("multiprocessors", multiprocessors);
-  check("shared_memory", shared_memory);
+  check_positive("compute_capability", compute_capability);
+  check_positive("multiprocessors", multiprocessors);
+  check_positive("shared_memory", shared_memory);
   return {Backend::cuda, multiprocessors, compute_capability, shared_memory};
 }
 

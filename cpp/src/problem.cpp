@@ -109,8 +109,9 @@ void Problem::validate() const {
   }
   const Extent out = output();
   // The factor 8, the widest element, makes every byte count safe as well.
-  check_product({batch, in_channels, input[0], input[1], input[2], 8}, "input's size in bytes", *this);
-  check_product({batch, out_channels, out[0], out[1], out[2], 8}, "output's size in bytes", *this);
+  const int64_t samples = std::max<int64_t>(batch, 1);  // one sample's sizes are asked for even where there is none
+  check_product({samples, in_channels, input[0], input[1], input[2], 8}, "input's size in bytes", *this);
+  check_product({samples, out_channels, out[0], out[1], out[2], 8}, "output's size in bytes", *this);
   check_product({in_channels, out_channels / groups, kernel[0], kernel[1], kernel[2], 8}, "weight's size in bytes",
                 *this);
   check_product({out_channels, kernel[0], kernel[1], kernel[2], input[0], input[1], input[2], 8},

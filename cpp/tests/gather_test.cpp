@@ -103,6 +103,24 @@ int main() {
     }
   }
   CHECK(taken > 500) << taken << " problems cut";
+  // Padded as dilated layers are that keep their size, most of whose taps lie far outside.
+  int far_apart = 0;
+  for (const int64_t dilation : {2, 30, 1024, 2900, 32764, 65536, 1 << 22}) {
+    for (const Extent& extent : {Extent{512, 8, 8}, Extent{64, 8, 8}, Extent{1, 64, 64}}) {
+      const Extent padding{0, dilation, dilation};
+      Problem problem =
+          problem_of(2, 8, 8, 1, extent, {1, 3, 3}, {1, 1, 1}, padding, {0, 0, 0}, {1, dilation, dilation});
+      problem.dtype = DataType::float16;
+      for (const Operator op : kOperators) {
+        TensorGather gather;
+        if (!cut_tensor_gather(problem, op, {Backend::cuda, 132, 90, 228 << 10}, gather)) continue;
+        ++far_apart;
+        check_tables({"far apart", problem}, op, gather, 228 << 10);
+        CHECK(gather.source_positions > 0 && gather.shared_bytes > 0) << dilation << ": " << gather.shared_bytes;
+      }
+    }
+  }
+  CHECK(far_apart >= 6) << far_apart << " problems of taps that lie apart";
   TensorGather gather;
   const NamedProblem plain = problems()[1];
   CHECK(!cut_tensor_gather(plain.problem, Operator::forward, {Backend::cuda, 40, 75, 64 << 10}, gather));

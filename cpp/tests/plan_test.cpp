@@ -195,6 +195,32 @@ void test_invalid_target() {
   CHECK(message(0, 132, 1) == "compute_capability must be positive, got 0");
   CHECK(message(90, -1, 1) == "multiprocessors must be positive, got -1");
   CHECK(message(90, 132, 0) == "shared_memory must be positive, got 0");
+  CHECK(message_of<std::invalid_argument>([] { Target::cpu(0); }) == "threads must be positive, got 0");
+}
+
+// No piece has columns that a grid of blocks has no room for, however high the limit.
+void test_unlimited_workspace() {
+  const Extent one{1, 1, 1};
+  Problem problem = problem_of(int64_t{1} << 33, 1, 1, 1, one, one, {1, 1, 2}, {0, 0, 0}, {0, 0, 0}, one);
+  problem.dtype = DataType::float16;
+  const Target gpu{Backend::cuda, 132, 90, 228 << 10};
+  for (const int64_t limit : {int64_t{1} << 34, (int64_t{1} << 62) - 1}) {
+    for (const Operator op : {Operator::forward, Operator::grad_input, Operator::grad_weight}) {
+      const Plan plan = make_plan(problem, op, gpu, limit);
+      CHECK(plan.fits && plan.samples <= int64_t{1} << 30) << plan.samples << " samples at once";
+    }
+  }
+}
+
+// All samples of a pointwise convolution in NDHWC are rows of one matrix, of which CBLAS counts in 32 bits.
+void test_rows_of_all_samples() {
+  const Extent one{1, 1, 1}, none{0, 0, 0};
+  Problem problem = problem_of(2, 2, 2, 1, {1, 32768, 32768}, one, one, none, none, one);
+  CHECK(make_plan(problem, Operator::grad_weight, Target::cpu(2), 1 << 30).fits);
+  problem.layout = Layout::ndhwc;
+  CHECK(!make_plan(problem, Operator::grad_weight, Target::cpu(2), 1 << 30).fits);
+  problem.batch = 1;
+  CHECK(make_plan(problem, Operator::grad_weight, Target::cpu(2), 1 << 30).fits);
 }
 
 void test_invalid_problem() {
@@ -213,6 +239,8 @@ int main() {
   test_unaddressable();
   test_expected_cycles();
   test_invalid_target();
+  test_unlimited_workspace();
+  test_rows_of_all_samples();
   test_invalid_problem();
   return finish();
 }

@@ -69,6 +69,11 @@ void test_output_padding_rule() {
 void test_overflow() {
   const int64_t large = int64_t{1} << 31;
   CHECK(contains(rejection([=](Problem& p) { p.input = {large, large, 1}; }), "overflows"));
+  CHECK(contains(rejection([=](Problem& p) {
+                   p.input = {large, large, large};
+                   p.batch = 0;
+                 }),
+                 "overflows"));
   CHECK(contains(rejection([=](Problem& p) { p.batch = int64_t{1} << 62; }), "overflows"));
   CHECK(contains(rejection([=](Problem& p) { p.input = {int64_t{1} << 62, 1, 1}; }), "overflows"));
   CHECK(contains(rejection([=](Problem& p) { p.kernel = {int64_t{1} << 62, 1, 1}; }), "overflows"));

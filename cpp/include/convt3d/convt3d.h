@@ -31,7 +31,7 @@ struct Target {
   int64_t compute_capability = 0;  // CUDA: 90 for 9.0
   int64_t shared_memory = 0;       // CUDA: bytes of a multiprocessor, for all its blocks
 
-  static Target cpu(int threads) { return {Backend::cpu, threads, 0, 0}; }
+  static Target cpu(int threads);  // throws std::invalid_argument unless positive
   static Target cuda(int device);  // throws std::runtime_error without a CUDA backend or device
   // A GPU that need not be there, to plan for; throws std::invalid_argument unless all are positive.
   static Target cuda(int compute_capability, int multiprocessors, int shared_memory);

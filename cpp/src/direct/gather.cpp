@@ -136,17 +136,27 @@ bool make_tables(const Problem& problem, const std::array<GatherAxis, 3>& axes, 
   return true;
 }
 
-void set_tile(const std::array<GatherAxis, 3>& axes, const Walk& walk, const int64_t (&tile)[3], TensorGather& gather) {
+// False where a stage holds more than any shared memory, as where taps are far apart.
+bool set_tile(const std::array<GatherAxis, 3>& axes, const Walk& walk, const int64_t (&tile)[3], TensorGather& gather) {
   for (int axis = 0; axis < 3; ++axis) {
     gather.tile[axis] = static_cast<int>(tile[axis]);
     gather.tiles[axis] = ceil_divide<int64_t>(axes[axis].positions(), tile[axis]);
   }
-  gather.rows = static_cast<int>((tile[1] - 1) * axes[1].source_stride + walk.reach[1] + 1);
-  gather.residue_pitch = static_cast<int>(tile[2] + walk.reach[2] / axes[2].source_stride);
-  gather.row_pitch = static_cast<int>(gather.residue_pitch * std::min(axes[2].source_stride, walk.reach[2] + 1));
-  gather.source_positions = gather.samples * gather.tile[0] * gather.rows * gather.row_pitch;
+  constexpr int64_t kMost = 1 << 16;  // positions, of 32 bytes and more
+  const int64_t rows = (tile[1] - 1) * axes[1].source_stride + walk.reach[1] + 1;
+  const int64_t residue_pitch = tile[2] + walk.reach[2] / axes[2].source_stride;
+  if (rows > kMost || residue_pitch > kMost) return false;
+  const int64_t row_pitch = residue_pitch * std::min(axes[2].source_stride, walk.reach[2] + 1);
+  if (row_pitch > kMost || rows * row_pitch > kMost) return false;
+  const int64_t planes = int64_t{gather.samples} * tile[0];
+  if (planes > kMost || planes * rows * row_pitch > kMost) return false;
+  gather.rows = static_cast<int>(rows);
+  gather.residue_pitch = static_cast<int>(residue_pitch);
+  gather.row_pitch = static_cast<int>(row_pitch);
+  gather.source_positions = static_cast<int>(planes * rows * row_pitch);
   gather.source_stage_bytes = int64_t{gather.stage_k_steps()} * 32 * gather.source_positions;
   gather.units = static_cast<int>(ceil_divide<int64_t>(gather.source_stage_bytes / 16, 128 * gather.warpgroups));
+  return true;
 }
 
 // What one choice of kernel and tile costs, in cycles of the whole machine. Rates are those of an H200.
@@ -210,7 +220,7 @@ void try_tiles(const Problem& problem, const std::array<GatherAxis, 3>& axes, co
       const int64_t sample =
           std::max(problem.in_channels * problem.input_voxels(), problem.out_channels * problem.output_voxels());
       if (gather.samples * sample > kGatherLimit) continue;
-      set_tile(axes, walk, {depth, height, width}, gather);
+      if (!set_tile(axes, walk, {depth, height, width}, gather)) continue;
       gather.blocks = ceil_divide<int64_t>(problem.batch, gather.samples) * problem.groups * gather.phase_blocks *
                       gather.column_blocks * gather.tiles[0] * gather.tiles[1] * gather.tiles[2];
       if (gather.blocks > kGatherLimit || gather.units > most_units(gather_element_bytes(problem))) continue;

@@ -174,10 +174,12 @@ void cut_bias(Plan& plan) {
   plan.partial_bytes = plan.partials * problem.out_channels * (problem.dtype == DataType::float64 ? 8 : 4);
 }
 
-// CBLAS takes 32-bit sizes and leading dimensions.
+// CBLAS takes 32-bit sizes and leading dimensions. Without columns, all samples' voxels are one matrix in NDHWC.
 bool addressable(const Problem& problem, const Target& target) {
   constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
-  return target.backend == Backend::cuda || std::max({problem.input_voxels(), problem.in_channels, problem.out_channels,
+  const bool at_once = problem.layout == Layout::ndhwc && problem.is_pointwise();
+  const int64_t voxels = (at_once ? problem.batch : 1) * problem.input_voxels();
+  return target.backend == Backend::cuda || std::max({voxels, problem.in_channels, problem.out_channels,
                                                       problem.group_out_channels() * problem.taps()}) <= kLargest;
 }
 
@@ -213,11 +215,15 @@ Plan plan_columns(const Problem& problem, Operator op, const Target& target, int
     cut_bias(plan);
   } else if (!problem.is_pointwise()) {
     // A quarter is kept for partial sums where there are any.
-    const int64_t limit = (reduces ? workspace_limit / 4 * 3 : workspace_limit) / 256 * 256;
+    // A grid of blocks has at most 2^31, each of one column or more; two bytes is the smallest.
+    constexpr int64_t kMostColumnBytes = int64_t{1} << 31;
+    const int64_t limit = std::min(reduces ? workspace_limit / 4 * 3 : workspace_limit, kMostColumnBytes) / 256 * 256;
     int64_t budget = std::min(limit, preferred_column_bytes(target));
     if (op == Operator::forward) {
       // Better columns that leave the cache than columns made twice.
-      while (cut_forward(plan, budget) > kWorthwhileCost && budget < limit) budget = std::min(4 * budget, limit);
+      while (cut_forward(plan, budget) > kWorthwhileCost && budget < limit) {
+        budget = budget > limit / 4 ? limit : 4 * budget;
+      }
     } else {
       cut_gradient(plan, budget);
     }

@@ -24,15 +24,30 @@ constexpr int kRunLength = 128;
 
 constexpr size_t round_up(size_t bytes, size_t multiple) { return (bytes + multiple - 1) / multiple * multiple; }
 
+constexpr int64_t kLimit = int64_t{1} << 30;
+
+// Whether 32-bit indices reach from a position to every place that a contact names, be it far outside of the volume.
+bool offsets_fit_32_bits(const Problem& problem, const Extent& volume, int64_t channels) {
+  int64_t step = problem.layout == Layout::ndhwc ? channels : 1, reached = 0;
+  for (int axis = 2; axis >= 0; step *= volume[axis--]) {
+    const int64_t span = problem.dilation[axis] * (problem.kernel[axis] - 1);
+    const int64_t reach = problem.padding[axis] + span + problem.stride[axis];
+    if (reach >= kLimit / step) return false;
+    reached += reach * step;
+  }
+  return reached < kLimit;
+}
+
 // Whether 32-bit indices reach every voxel of all samples, every element of one sample, and every weight.
 bool fits_32_bits(const Problem& problem) {
-  constexpr int64_t kLimit = int64_t{1} << 30;
   int64_t rounded = problem.batch;  // destination positions, rounded up to whole strides
   const Extent output = problem.output();
   for (int axis = 0; axis < 3; ++axis) rounded *= output[axis] / problem.stride[axis] + 1;
   return Geometry<int32_t>::fits(problem) && rounded < kLimit && problem.batch * problem.input_voxels() < kLimit &&
          problem.in_channels * problem.input_voxels() < kLimit &&
-         problem.out_channels * problem.output_voxels() < kLimit && problem.weight_elements() < kLimit;
+         problem.out_channels * problem.output_voxels() < kLimit && problem.weight_elements() < kLimit &&
+         offsets_fit_32_bits(problem, problem.input, problem.in_channels) &&
+         offsets_fit_32_bits(problem, output, problem.out_channels);
 }
 
 // ---- the gather ----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 
 #include <cblas.h>
 
+#include <mutex>
 #include <string>
 
 #ifndef CONVT3D_BLAS_PREFIX
@@ -29,20 +30,26 @@ inline void cblas_gemm(CBLAS_TRANSPOSE transpose_a, CBLAS_TRANSPOSE transpose_b,
   CONVT3D_BLAS(cblas_dgemm)(CblasRowMajor, transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 
-// While one lives, OpenBLAS starts no threads of its own. Other libraries are called from within a parallel region,
-// where those built on OpenMP keep to one thread anyway.
+// While one lives, OpenBLAS starts no threads of its own, whose number the whole process shares: the first of several
+// callers sets it, and the last one sets it back. Other libraries are called from within a parallel region, where those
+// built on OpenMP keep to one thread anyway.
 class SingleThreadedBlas {
  public:
 #ifdef CONVT3D_OPENBLAS
-  SingleThreadedBlas() : threads_(CONVT3D_BLAS(openblas_get_num_threads)()) {
+  SingleThreadedBlas() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (living_++ > 0) return;
+    threads_ = CONVT3D_BLAS(openblas_get_num_threads)();
     if (threads_ != 1) CONVT3D_BLAS(openblas_set_num_threads)(1);
   }
   ~SingleThreadedBlas() {
-    if (threads_ != 1) CONVT3D_BLAS(openblas_set_num_threads)(threads_);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (--living_ == 0 && threads_ != 1) CONVT3D_BLAS(openblas_set_num_threads)(threads_);
   }
 
  private:
-  int threads_;
+  inline static std::mutex mutex_;
+  inline static int living_ = 0, threads_ = 1;
 #else
   SingleThreadedBlas() {}
   ~SingleThreadedBlas() {}
