@@ -32,6 +32,11 @@
 #define CONVT3D_HAS_EARLY_LAUNCH 0
 #endif
 
+// Declares a kernel's dynamic shared memory. Not a function: nvcc makes other code of a pointer that one returns.
+#define CONVT3D_DYNAMIC_SHARED(alignment, name) \
+  extern __shared__ __align__(alignment)        \
+  unsigned char name[]
+
 namespace convt3d::ptx {
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {

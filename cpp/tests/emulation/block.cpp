@@ -12,14 +12,9 @@
 #include <utility>
 #include <vector>
 
-// A kernel's dynamic shared memory, which it declares by this name.
-namespace convt3d::direct {
-alignas(1024) unsigned char shared[emulation::kSharedBytes];
-}
-
 namespace convt3d::emulation {
 
-Index thread_index, block_index, grid_extent;
+Index thread_index, block_index, block_extent, grid_extent;
 
 namespace {
 
@@ -30,8 +25,8 @@ struct Fiber {
   std::vector<char> stack;
   const std::function<bool()>* condition = nullptr;  // that it waits for
   bool is_done = false;
-  std::deque<Work> groups[2];
-  Work open[2];
+  std::deque<Work> groups[3];
+  Work open[3];
   std::mt19937 random;  // the same of all lanes of a warp
 };
 
@@ -50,11 +45,11 @@ struct CountingBarrier {
 struct Warp {
   Meeting meeting;
   LaneWords words{};
-  bool vote = false;
 };
 
 constexpr size_t kStackBytes = 256 << 10;
 
+alignas(1024) unsigned char memory[kSharedBytes];
 uint64_t asked_bytes = 0;
 int block_threads = 0;
 ucontext_t scheduler;
@@ -80,12 +75,14 @@ void begin_fiber() {
   self().is_done = true;
 }
 
+void come(Meeting& meeting, int threads) {
+  if (++meeting.waiting < threads) return;
+  meeting.waiting = 0;
+  ++meeting.phase;
+}
 void meet(Meeting& meeting, int threads) {
   const unsigned phase = meeting.phase;
-  if (++meeting.waiting == threads) {
-    meeting.waiting = 0;
-    ++meeting.phase;
-  }
+  come(meeting, threads);
   wait_until([&meeting, phase] { return meeting.phase != phase; });
 }
 
@@ -102,7 +99,7 @@ CountingBarrier& barrier_at(uint32_t address) {
 }
 
 void run_block(int threads) {
-  std::memset(direct::shared, 0xff, sizeof direct::shared);  // NaN, as float and as half types
+  std::memset(memory, 0xff, sizeof memory);  // NaN, as float and as half types
   warps.assign(threads / 32, {});
   meetings.clear();
   barriers.clear();
@@ -110,6 +107,8 @@ void run_block(int threads) {
     Fiber& fiber = fibers[i];
     fiber.condition = nullptr;
     fiber.is_done = false;
+    for (std::deque<Work>& groups : fiber.groups) groups.clear();
+    for (Work& open : fiber.open) open.clear();
     fiber.random.seed(i / 32);
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.data();
@@ -133,8 +132,10 @@ void run_block(int threads) {
     if (!goes_on) throw std::logic_error("threads wait for each other forever");
   }
   for (int i = 0; i < threads; ++i) {
-    for (const std::deque<Work>& groups : fibers[i].groups) {
-      if (!groups.empty()) throw std::logic_error("a thread ended before what it had begun");
+    for (const Unit unit : {Unit::products, Unit::bulk_stores}) {
+      if (!fibers[i].groups[static_cast<int>(unit)].empty()) {
+        throw std::logic_error("a thread ended before what it had begun");
+      }
     }
   }
 }
@@ -148,6 +149,7 @@ void run(const Index& grid, int threads, uint64_t shared_bytes, const std::funct
   asked_bytes = shared_bytes;
   block_threads = threads;
   grid_extent = grid;
+  block_extent = {static_cast<unsigned>(threads), 1, 1};
   fibers.resize(threads);
   for (Fiber& fiber : fibers) fiber.stack.resize(kStackBytes);
   for (block_index.z = 0; block_index.z < grid.z; ++block_index.z) {
@@ -167,17 +169,7 @@ void wait_until(const std::function<bool()>& condition) {
 void synchronize_warp() { meet(own_warp().meeting, 32); }
 void synchronize_block() { meet(meetings[-1], block_threads); }
 void synchronize(int barrier, int threads) { meet(meetings[barrier], threads); }
-
-bool any_of_warp(bool condition) {
-  Warp& warp = own_warp();
-  warp.vote = false;
-  synchronize_warp();
-  warp.vote = warp.vote || condition;
-  synchronize_warp();
-  const bool any = warp.vote;
-  synchronize_warp();
-  return any;
-}
+void arrive(int barrier, int threads) { come(meetings[barrier], threads); }
 
 LaneWords& words_of_warp() { return own_warp().words; }
 
@@ -227,13 +219,13 @@ void finish(Unit unit, int pending) {
   }
 }
 
-unsigned char* shared_memory() { return direct::shared; }
+unsigned char* shared_memory() { return memory; }
 
 unsigned char* shared_at(uint32_t address, uint32_t bytes) {
   if (address + uint64_t{bytes} > asked_bytes) {
     throw std::logic_error(std::to_string(address) + " is beyond " + std::to_string(asked_bytes) + " bytes");
   }
-  return direct::shared + address;
+  return memory + address;
 }
 
 }  // namespace convt3d::emulation
@@ -255,4 +247,19 @@ uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
   uint32_t chosen = 0;
   for (int i = 0; i < 4; ++i) chosen |= static_cast<uint32_t>(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
   return chosen;
+}
+
+unsigned __ballot_sync(unsigned, int condition) {
+  using namespace convt3d::emulation;
+  LaneWords& words = words_of_warp();
+  words[thread_index.x % 32][0] = condition != 0 ? 1 : 0;
+  synchronize_warp();
+  unsigned votes = 0;
+  for (int lane = 0; lane < 32; ++lane) votes |= words[lane][0] << lane;
+  synchronize_warp();
+  return votes;
+}
+
+uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t bits) {
+  return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> bits % 32);
 }

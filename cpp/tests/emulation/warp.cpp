@@ -73,17 +73,35 @@ void load_row(uint64_t descriptor, int row, float (&values)[kRowElements<T>]) {
   }
 }
 
+// Words of the two rows of a that this lane's sums are of, from registers: four neighbouring lanes have one each of
+// either 16 bytes. All lanes have to ask.
+template <class T>
+void rows_of_registers(const uint32_t* a, float (&rows)[2][kRowElements<T>]) {
+  LaneWords& words = words_of_warp();
+  std::memcpy(words[lane()], a, 4 * sizeof *a);
+  synchronize_warp();
+  for (int half = 0; half < 2; ++half) {
+    for (int i = 0; i < 8; ++i) {
+      widen<T>(words[lane() / 4 * 4 + i % 4][half + i / 4 * 2], rows[half] + i * (4 / sizeof(T)));
+    }
+  }
+  synchronize_warp();
+}
+
+template <int Count>
+float dot(const float (&row)[Count], const float (&column)[Count]) {
+  float sum = 0;
+  for (int k = 0; k < Count; ++k) sum += row[k] * column[k];
+  return sum;
+}
+
 // This lane's sums: of rows lane / 4 and eight more, two columns of every eight from 2 * (lane % 4) on.
 template <class T>
 void add_products(const float (&rows)[2][kRowElements<T>], uint64_t b, int columns, float* sums) {
   for (int i = 0; i < columns / 8 * 2; ++i) {
     float column[kRowElements<T>];
     load_row<T>(b, i / 2 * 8 + lane() % 4 * 2 + i % 2, column);
-    for (int half = 0; half < 2; ++half) {
-      float sum = 0;
-      for (int k = 0; k < kRowElements<T>; ++k) sum += rows[half][k] * column[k];
-      sums[i / 2 * 4 + half * 2 + i % 2] += sum;
-    }
+    for (int half = 0; half < 2; ++half) sums[i / 2 * 4 + half * 2 + i % 2] += dot(rows[half], column);
   }
 }
 
@@ -106,7 +124,7 @@ uint32_t or_of_warp(uint32_t bits) {
   words[lane()][0] = bits;
   synchronize_warp();
   uint32_t all = 0;
-  for (const uint32_t (&word)[4] : words) all |= word[0];
+  for (const auto& word : words) all |= word[0];
   synchronize_warp();
   return all;
 }
@@ -116,11 +134,12 @@ float round_to_tf32(float value) {
   return __uint_as_float((__float_as_uint(value) + 0x1000u) & ~0x1fffu);
 }
 
-void load_matrices(uint32_t (&words)[4], uint32_t row, bool transposed) {
+template <int Count>
+void load_matrices(uint32_t (&words)[Count], uint32_t row, bool transposed) {
   LaneWords& rows = words_of_warp();
   rows[lane()][0] = row;
   synchronize_warp();
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < Count; ++i) {
     if (!transposed) {
       words[i] = word_at(rows[8 * i + lane() / 4][0] + 4 * (lane() % 4));
     } else {
@@ -154,16 +173,8 @@ void store_matrices(uint32_t row, const uint32_t (&words)[4], bool transposed) {
 
 template <class T>
 void multiply(const uint32_t* a, uint64_t b, int columns, float* sums, bool keeps) {
-  LaneWords& words = words_of_warp();
-  std::memcpy(words[lane()], a, sizeof words[0]);
-  synchronize_warp();
   float rows[2][kRowElements<T>];
-  for (int half = 0; half < 2; ++half) {
-    for (int i = 0; i < 8; ++i) {  // a row's words: four neighbouring lanes have one each of either 16 bytes
-      widen<T>(words[lane() / 4 * 4 + i % 4][half + i / 4 * 2], rows[half] + i * (4 / sizeof(T)));
-    }
-  }
-  synchronize_warp();
+  rows_of_registers<T>(a, rows);
   if (!keeps) std::memset(sums, 0, columns / 2 * sizeof(float));
   add_products<T>(rows, b, columns, sums);
 }
@@ -177,6 +188,57 @@ void multiply_shared(uint64_t a, uint64_t b, int columns, float* sums) {
   add_products<T>(rows, b, columns, sums);
 }
 
+template <class T>
+void multiply_columns(const uint32_t* a, const uint32_t* b, float* sums) {
+  float rows[2][kRowElements<T>];
+  rows_of_registers<T>(a, rows);
+  LaneWords& words = words_of_warp();
+  std::memcpy(words[lane()], b, 2 * sizeof *b);
+  synchronize_warp();
+  for (int i = 0; i < 2; ++i) {
+    float column[kRowElements<T>];
+    for (int k = 0; k < 8; ++k) {
+      widen<T>(words[(lane() % 4 * 2 + i) * 4 + k % 4][k / 4], column + k * (4 / sizeof(T)));
+    }
+    for (int half = 0; half < 2; ++half) sums[half * 2 + i] += dot(rows[half], column);
+  }
+  synchronize_warp();
+}
+
+template <class T>
+void multiply_transposed(const uint32_t* a, uint64_t b, int columns, float* sums) {
+  float rows[2][kRowElements<T>];
+  rows_of_registers<T>(a, rows);
+  const auto field = [b](int bit) { return static_cast<uint32_t>(b >> bit & 0x3fff) * 16; };
+  for (int i = 0; i < columns / 8 * 2; ++i) {
+    const uint32_t first = field(0) + i / 2 * field(32) + 2 * (lane() % 4 * 2 + i % 2);
+    float column[kRowElements<T>];
+    for (int k = 0; k < kRowElements<T>; ++k) {
+      T value;
+      std::memcpy(static_cast<void*>(&value), shared_at(first + k / 8 * field(16) + k % 8 * 16, 2), 2);
+      column[k] = static_cast<float>(value);
+    }
+    for (int half = 0; half < 2; ++half) sums[i / 2 * 4 + half * 2 + i % 2] += dot(rows[half], column);
+  }
+}
+
+int32_t sum_of_warp(int32_t value) {
+  LaneWords& words = words_of_warp();
+  words[lane()][0] = static_cast<uint32_t>(value);
+  synchronize_warp();
+  uint32_t sum = 0;
+  for (const auto& word : words) sum += word[0];
+  synchronize_warp();
+  return static_cast<int32_t>(sum);
+}
+
+template void load_matrices<2>(uint32_t (&)[2], uint32_t, bool);
+template void load_matrices<4>(uint32_t (&)[4], uint32_t, bool);
+template void multiply_columns<float>(const uint32_t*, const uint32_t*, float*);
+template void multiply_columns<__half>(const uint32_t*, const uint32_t*, float*);
+template void multiply_columns<__nv_bfloat16>(const uint32_t*, const uint32_t*, float*);
+template void multiply_transposed<__half>(const uint32_t*, uint64_t, int, float*);
+template void multiply_transposed<__nv_bfloat16>(const uint32_t*, uint64_t, int, float*);
 template void multiply<float>(const uint32_t*, uint64_t, int, float*, bool);
 template void multiply<__half>(const uint32_t*, uint64_t, int, float*, bool);
 template void multiply<__nv_bfloat16>(const uint32_t*, uint64_t, int, float*, bool);
@@ -192,6 +254,19 @@ void copy_bulk(uint32_t shared, const void* global, uint32_t bytes) {
 void store_bulk(void* global, uint32_t shared, uint32_t bytes) {
   check_alignment(shared, global, bytes);
   begin(Unit::bulk_stores, [=] { std::memcpy(global, shared_at(shared, bytes), bytes); });
+}
+
+void copy_async(uint32_t shared, const void* global, uint32_t bytes, bool valid) {
+  if (shared % bytes != 0 || (valid && reinterpret_cast<uintptr_t>(global) % bytes != 0)) {
+    throw std::logic_error("a copy of " + std::to_string(bytes) + " bytes that is not aligned to them");
+  }
+  begin(Unit::copies, [=] {
+    if (valid) {
+      std::memcpy(shared_at(shared, bytes), global, bytes);
+    } else {
+      std::memset(shared_at(shared, bytes), 0, bytes);
+    }
+  });
 }
 
 int64_t copy_box(uint32_t shared, const void* map, const int (&at)[5]) {

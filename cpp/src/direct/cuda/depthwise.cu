@@ -229,7 +229,7 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(UpsamplingTile<T,
   using Tile = UpsamplingTile<T, S, K, C, kVectors>;
   constexpr int kPlanes = Tile::kPlanes, kColumns = Tile::kColumns, kPhase = Tile::kPhase, kRows = Tile::kRows;
   constexpr int kVector = kVectors ? kColumns / S : 1, kBefore = kVectors ? -Tile::kFirstColumn : 0;  // of the sources
-  extern __shared__ __align__(16) unsigned char shared[];
+  CONVT3D_DYNAMIC_SHARED(16, shared);
   Sum* const weights = reinterpret_cast<Sum*>(shared);  // source channel, tap along depth, destination channel
   T* const runs = reinterpret_cast<T*>(shared + in.weight_bytes);
   const Axis<int32_t>& depth = in.depth.axis;
@@ -728,7 +728,7 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(Walk::S == 1 && C
   constexpr int S_D = Walk::S_D, K_D = Walk::K_D, M_D = Walk::M_D, S = Walk::S, K = Walk::K;
   constexpr int kGroup = Tile::kGroup, kColumns = Tile::kColumns, kWide = Tile::kWide, kTaps = K_D * K * K;
   constexpr int kFirst = Tile::kFirst;
-  extern __shared__ __align__(16) unsigned char shared[];
+  CONVT3D_DYNAMIC_SHARED(16, shared);
   Sum* const weights = reinterpret_cast<Sum*>(shared);  // source channel, then destination channel
   T* const stages = reinterpret_cast<T*>(shared + in.weight_bytes);
   const Correlation& shape = in.shape;

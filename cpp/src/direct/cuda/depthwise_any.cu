@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "cuda/launch.h"
+#include "cuda/ptx.h"
 #include "direct/cuda/contacts.h"
 #include "direct/cuda/rows.h"
 
@@ -78,7 +79,7 @@ template <class T, class Index, int kWidth, int kRows>
 __global__ void __launch_bounds__(kThreads, sizeof(Index) == 8 ? 2 : 3)
     gather_any(const __grid_constant__ GatherArguments<T, Index> in) {
   using Sum = Accumulator<T>;
-  extern __shared__ __align__(16) unsigned char shared[];
+  CONVT3D_DYNAMIC_SHARED(16, shared);
   Sum* const weights = reinterpret_cast<Sum*>(shared);
   const int block_channels = in.channel_blocks.size, vectors = block_channels / kWidth;
   const int64_t chunk_items = static_cast<int64_t>(kThreads / vectors) * kRounds;

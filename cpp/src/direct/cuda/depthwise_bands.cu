@@ -281,7 +281,7 @@ __global__ void __launch_bounds__(32 * most_warps(kTaps), resident_blocks(kTaps)
     upsample_by_bands(const __grid_constant__ UpsamplingArguments<T> in) {
   constexpr int kVector = 16 / sizeof(T), kVariants = kRows == Rows::odd ? 2 : 1, kBytes = sizeof(T);
   constexpr int kShifts = shifts_of(kTaps), kPlanes = planes_of_warp(kTaps), kTeams = teams_of(kTaps);
-  extern __shared__ __align__(16) unsigned char shared[];
+  CONVT3D_DYNAMIC_SHARED(16, shared);
   uint4* const bands = reinterpret_cast<uint4*>(shared);  // shift of planes, of rows, p, r, variant, lane
   T* const ring = reinterpret_cast<T*>(shared + in.sources_at);
   const int plane_shifts = kShifts > 0 ? kShifts : in.plane_shifts, row_shifts = kShifts > 0 ? kShifts : in.row_shifts;

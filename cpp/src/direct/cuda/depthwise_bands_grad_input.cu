@@ -126,7 +126,7 @@ struct Places {
 template <class T, int kKernel>
 __global__ void __launch_bounds__(32 * kMostWarps, resident_blocks(kKernel))
     correlate_by_bands(const __grid_constant__ CorrelatingArguments<T> in) {
-  extern __shared__ __align__(16) unsigned char shared[];
+  CONVT3D_DYNAMIC_SHARED(16, shared);
   const Axis<int32_t>&depth = in.depth, &height = in.height, &width = in.width;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int threads = static_cast<int>(blockDim.x), warps = threads / 32;

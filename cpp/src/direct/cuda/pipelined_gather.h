@@ -960,7 +960,7 @@ __global__ void __launch_bounds__(128 * (2 + loading_warpgroups(kPipelinedGather
   constexpr GatherConfiguration kConfiguration = kPipelinedGathers[kEntry];
   constexpr bool kBoxed = kConfiguration.form == SourceForm::boxed;
   constexpr bool kWatches = watches_source(kConfiguration.slots, kConfiguration.columns);
-  extern __shared__ __align__(128) unsigned char shared[];
+  CONVT3D_DYNAMIC_SHARED(128, shared);
   const PipelinedGather& gather = arguments.gather;
   const PipelinedMemory memory(shared, gather);
   const int multiplying = 128 * gather.warpgroups, thread = static_cast<int>(threadIdx.x) - multiplying;

@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(Tile::kThreads, sizeof(Index) == 8 ? 1 : Tile:
   constexpr int kThreadPositions = Tile::kThreadPositions, kThreadChannels = Tile::kThreadChannels;
   constexpr int kDepth = Tile::kDepth;
   constexpr bool kFolds = sizeof(Sum) == 4;
-  extern __shared__ __align__(16) unsigned char shared[];
+  CONVT3D_DYNAMIC_SHARED(16, shared);
   if (in.only_if != nullptr) {
     ptx::wait_for_previous_kernel();
     if (*in.only_if == 0) return;
@@ -631,7 +631,7 @@ __global__ void __launch_bounds__(Tile::kThreads, sizeof(Index) == 8 ? 1 : Tile:
   constexpr int kThreads = Tile::kThreads, kRows = Tile::kRows, kColumns = Tile::kColumns, kDepth = Tile::kDepth;
   constexpr int kThreadRows = Tile::kThreadRows, kThreadColumns = Tile::kThreadColumns;
   constexpr bool kFolds = sizeof(Sum) == 4;
-  extern __shared__ __align__(16) unsigned char shared[];
+  CONVT3D_DYNAMIC_SHARED(16, shared);
   Sum* const stages = reinterpret_cast<Sum*>(shared);
   VoxelEntry<Index>* const voxels = reinterpret_cast<VoxelEntry<Index>*>(shared + Tile::kBufferBytes);  // two stages
   ColumnEntry<Index>* const column = reinterpret_cast<ColumnEntry<Index>*>(voxels + 2 * kDepth);

@@ -72,7 +72,7 @@ constexpr int kNowhere = -(1 << 29);
 template <class T, int kSlots, int kColumns, int kRowBlocks, int kSteps, bool kExact>
 __global__ void __launch_bounds__(512, 1) gather_tensor_kernel(const __grid_constant__ GatherArguments<T> arguments) {
   constexpr int kChunkChannels = 16 / int{sizeof(T)};
-  extern __shared__ __align__(128) unsigned char shared[];
+  CONVT3D_DYNAMIC_SHARED(128, shared);
   const TensorGather& gather = arguments.gather;
   const GatherVolume &from = arguments.from, &to = arguments.to;
   const int chunks = 2 * kSteps * gather.channel_groups;  // of 16 bytes of channels, in a stage

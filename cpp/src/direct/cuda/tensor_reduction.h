@@ -1137,7 +1137,7 @@ template <class T, bool Ieee, int Pairs, int Columns>
 __global__ void __launch_bounds__(Threads<4 * Pairs * Columns, Ieee>::kAll, 1)
     reduce_tensor_kernel(const __grid_constant__ Arguments<T> in) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  extern __shared__ __align__(16) unsigned char shared[];
+  CONVT3D_DYNAMIC_SHARED(16, shared);
   const TensorReduction& cut = in.cut;
   // Kept out of registers, as little of it is needed at a time.
   Assignment& own = *reinterpret_cast<Assignment*>(shared);

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include "cuda/check.h"
 #include "emulation/block.h"
 
 namespace convt3d {
