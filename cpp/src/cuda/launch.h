@@ -1,4 +1,4 @@
-// Every kernel of the direct algorithm is launched here, with its status checked.
+// Every kernel is launched here, with its status checked.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -93,6 +93,11 @@ T __shfl_up_sync(unsigned mask, T value, int lanes) {
   return __shfl_sync(mask, value, lane < lanes ? lane : lane - lanes);
 }
 template <class T>
+T __shfl_down_sync(unsigned mask, T value, int lanes) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  return __shfl_sync(mask, value, lane + lanes < 32 ? lane + lanes : lane);
+}
+template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int bits) {
   return __shfl_sync(mask, value, static_cast<int>(threadIdx.x) % 32 ^ bits);
 }

@@ -2,12 +2,16 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "cuda/launch.h"
 #include "gemm/cuda/backend.h"
 
 namespace convt3d::gemm {
 namespace {
 
 constexpr int kThreads = 256;
+
+// What a launch that fails was for.
+constexpr const char *kCol2Vol = "launching col2vol", *kVol2Col = "launching vol2col";
 
 // Blocks per multiprocessor that the compiler is to leave registers for. Left to itself it aims for more of them, and
 // saves registers by adding up each load before the next one is under way.
@@ -495,9 +499,11 @@ void launch_col2vol_ncdhw(Col2VolArguments<T, Column, Index>& arguments, const C
       static_cast<unsigned>((block.channels + arguments.channel_span - 1) / arguments.channel_span);
   const unsigned blocks = arguments.item_blocks * static_cast<unsigned>(block.samples) * arguments.channel_blocks;
   if (arguments.channel_span >= Channels) {
-    col2vol_ncdhw<T, Column, Index, Residues, Loading, Taps, Channels><<<blocks, kThreads, 0, stream>>>(arguments);
+    launch(kCol2Vol, col2vol_ncdhw<T, Column, Index, Residues, Loading, Taps, Channels>, blocks, kThreads, 0, stream,
+           arguments);
   } else {
-    col2vol_ncdhw<T, Column, Index, Residues, Loading, Taps, 1><<<blocks, kThreads, 0, stream>>>(arguments);
+    launch(kCol2Vol, col2vol_ncdhw<T, Column, Index, Residues, Loading, Taps, 1>, blocks, kThreads, 0, stream,
+           arguments);
   }
 }
 
@@ -576,8 +582,7 @@ void launch_col2vol(const Problem& problem, const ColumnBlock& block, Range<int6
       arguments.channel_blocks =
           static_cast<unsigned>((block.channels + arguments.channel_span - 1) / arguments.channel_span);
       const unsigned blocks = arguments.item_blocks * static_cast<unsigned>(block.samples) * arguments.channel_blocks;
-      col2vol_interleave<T, Column, Index, kChannels><<<blocks, kThreads, 0, stream>>>(arguments);
-      return;
+      return launch(kCol2Vol, col2vol_interleave<T, Column, Index, kChannels>, blocks, kThreads, 0, stream, arguments);
     }
   }
   if (problem.layout == Layout::ncdhw) {
@@ -591,18 +596,19 @@ void launch_col2vol(const Problem& problem, const ColumnBlock& block, Range<int6
     return launch_col2vol_ncdhw<T, Column, Index>(arguments, block, stream);
   }
   constexpr int kWidth = 16 / sizeof(T);
-  const auto launch = [&](auto kernel, int width) {
+  const auto run = [&](auto kernel, int width) {
     const int64_t vectors = block.channels / width;
     arguments.items = static_cast<Index>((planes.end - planes.begin) * output_size[1] * output_size[2] * vectors);
     arguments.item_blocks = blocks_for(arguments.items);
     arguments.by_vectors = Divisor<Index>(vectors);
     arguments.by_group_channels = Divisor<Index>(block.group_channels);
-    kernel<<<arguments.item_blocks* static_cast<unsigned>(block.samples), kThreads, 0, stream>>>(arguments);
+    launch(kCol2Vol, kernel, arguments.item_blocks * static_cast<unsigned>(block.samples), kThreads, 0, stream,
+           arguments);
   };
   if (block.group_channels % kWidth == 0 && problem.out_channels % kWidth == 0 && is_aligned(arguments.output, 16)) {
-    launch(col2vol_ndhwc<T, Column, Index, 2, kWidth>, kWidth);
+    run(col2vol_ndhwc<T, Column, Index, 2, kWidth>, kWidth);
   } else {
-    launch(col2vol_ndhwc<T, Column, Index, 2, 1>, 1);
+    run(col2vol_ndhwc<T, Column, Index, 2, 1>, 1);
   }
 }
 
@@ -621,32 +627,33 @@ void launch_vol2col(const Problem& problem, const ColumnBlock& block, const Bits
   arguments.strides = ColumnStrides::of(block);
   if (problem.layout == Layout::ncdhw) {
     constexpr int kTaps = 4, kChannels = kLoadsInFlight / kTaps;
-    const auto launch = [&](auto kernel, int channels) {
+    const auto run = [&](auto kernel, int channels) {
       arguments.item_blocks = blocks_for(block.voxels);
       arguments.channel_blocks = static_cast<unsigned>((block.channels + channels - 1) / channels);
       const unsigned slices = static_cast<unsigned>(block.samples * problem.kernel[0]) * arguments.channel_blocks;
-      kernel<<<arguments.item_blocks * slices, kThreads, 0, stream>>>(arguments);
+      launch(kVol2Col, kernel, arguments.item_blocks * slices, kThreads, 0, stream, arguments);
     };
     if (channels_per_thread(block.voxels, block.taps, block, kChannels) >= kChannels) {
-      launch(vol2col_ncdhw<Bits, Index, kTaps, kChannels>, kChannels);
+      run(vol2col_ncdhw<Bits, Index, kTaps, kChannels>, kChannels);
     } else {
-      launch(vol2col_ncdhw<Bits, Index, kTaps, 1>, 1);
+      run(vol2col_ncdhw<Bits, Index, kTaps, 1>, 1);
     }
     return;
   }
   constexpr int kWidth = 16 / sizeof(Bits);
-  const auto launch = [&](auto kernel, int width) {
+  const auto run = [&](auto kernel, int width) {
     const int64_t vectors = block.channels / width;
     arguments.by_vectors = Divisor<Index>(vectors);
     arguments.by_group_channels = Divisor<Index>(block.group_channels);
     arguments.by_taps = Divisor<Index>(block.taps);
     arguments.item_blocks = blocks_for(block.voxels * block.taps * vectors);
-    kernel<<<arguments.item_blocks* static_cast<unsigned>(block.samples), kThreads, 0, stream>>>(arguments);
+    launch(kVol2Col, kernel, arguments.item_blocks * static_cast<unsigned>(block.samples), kThreads, 0, stream,
+           arguments);
   };
   if (block.group_channels % kWidth == 0 && problem.out_channels % kWidth == 0 && is_aligned(volume, 16)) {
-    launch(vol2col_ndhwc<Bits, Index, kWidth>, kWidth);
+    run(vol2col_ndhwc<Bits, Index, kWidth>, kWidth);
   } else {
-    launch(vol2col_ndhwc<Bits, Index, 1>, 1);
+    run(vol2col_ndhwc<Bits, Index, 1>, 1);
   }
 }
 
@@ -683,7 +690,6 @@ void CudaBackend::col2vol(const Problem& problem, const ColumnBlock& block, Rang
   } else {
     launch_col2vol<T, Column, int64_t>(problem, block, planes, columns, bias, output, stream_);
   }
-  check_cuda(cudaGetLastError(), "launching col2vol");
 }
 
 template <class T>
@@ -696,7 +702,6 @@ void CudaBackend::vol2col(const Problem& problem, const ColumnBlock& block, cons
   } else {
     launch_vol2col<Bits, int64_t>(problem, block, source, target, stream_);
   }
-  check_cuda(cudaGetLastError(), "launching vol2col");
 }
 
 #define CONVT3D_INSTANTIATE(T, Column)                                                                                \

@@ -2,6 +2,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "cuda/launch.h"
 #include "gemm/cuda/backend.h"
 
 namespace convt3d::gemm {
@@ -84,13 +85,12 @@ void CudaBackend::fill_bias(const Problem& problem, const T* bias, T* volume) co
   const int64_t elements = channels_first ? voxels : voxels * channels;
   const dim3 grid(blocks_for(elements), static_cast<unsigned>(smaller<int64_t>(volumes, 65535)));
   if (channels_first) {
-    fill_bias_kernel<T, true>
-        <<<grid, kThreads, 0, stream_>>>(bias, volume, volumes, elements, static_cast<int>(channels));
+    launch("launching fill_bias", fill_bias_kernel<T, true>, grid, kThreads, 0, stream_, bias, volume, volumes,
+           elements, static_cast<int>(channels));
   } else {
-    fill_bias_kernel<T, false>
-        <<<grid, kThreads, 0, stream_>>>(bias, volume, volumes, elements, static_cast<int>(channels));
+    launch("launching fill_bias", fill_bias_kernel<T, false>, grid, kThreads, 0, stream_, bias, volume, volumes,
+           elements, static_cast<int>(channels));
   }
-  check_cuda(cudaGetLastError(), "launching fill_bias");
 }
 
 template <class T>
@@ -99,12 +99,13 @@ void CudaBackend::bias_partials(const Problem& problem, int64_t count, const T* 
   const int64_t channels = problem.out_channels, voxels = problem.output_voxels();
   if (problem.layout == Layout::ncdhw) {
     const dim3 grid(static_cast<unsigned>(channels), static_cast<unsigned>(count));
-    bias_partials_ncdhw<<<grid, kThreads, 0, stream_>>>(volume, problem.batch, channels, voxels, partials);
+    launch("launching bias_partials", bias_partials_ncdhw<T>, grid, kThreads, 0, stream_, volume, problem.batch,
+           channels, voxels, partials);
   } else {
     const dim3 grid(static_cast<unsigned>((channels + kWarp - 1) / kWarp), static_cast<unsigned>(count));
-    bias_partials_ndhwc<<<grid, kThreads, 0, stream_>>>(volume, problem.batch * voxels, channels, partials);
+    launch("launching bias_partials", bias_partials_ndhwc<T>, grid, kThreads, 0, stream_, volume,
+           problem.batch * voxels, channels, partials);
   }
-  check_cuda(cudaGetLastError(), "launching bias_partials");
 }
 
 #define CONVT3D_INSTANTIATE(T)                                              \

@@ -1,5 +1,6 @@
-// The direct algorithm's CUDA kernels themselves, run on the CPU (see emulation/block.h), against the definition of the
-// transposed convolution: each of the pipelined gather's kernels, and the other families, on small problems.
+// The CUDA kernels themselves, run on the CPU (see emulation/block.h), against the definition of the transposed
+// convolution, on small problems: each of the pipelined gather's, the direct algorithm's other families, and what the
+// GEMM path has beside its products.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -17,6 +18,7 @@
 #include "direct/algorithm.h"
 #include "direct/schedule.h"
 #include "emulation/warp.h"
+#include "gemm/algorithm.h"
 #include "problems.h"
 #include "reference.h"
 
@@ -89,25 +91,37 @@ void check(const Plan& plan, const std::string& name, unsigned seed) {
   const auto grad_output = draw_values<T>(random, problem.output_elements());
   const auto bias = draw_values<T>(random, problem.out_channels);
   const Reference reference(problem, widened(input), widened(weight), widened(bias), widened(grad_output));
+  const bool has_bias = plan.op == Operator::forward && seed % 2 == 0, both = plan.op == Operator::grad_input_weight;
   Destination<T> output(problem.output_elements()), grad_input(problem.input_elements()),
-      grad_weight(problem.weight_elements());
-  const bool has_bias = plan.op == Operator::forward && seed % 2 == 0;
+      grad_weight(problem.weight_elements()), grad_bias(problem.out_channels);
   Operands operands{input.data(), weight.data(), has_bias ? bias.data() : nullptr, grad_output.data()};
-  if (plan.op == Operator::forward) operands.output = output.data();
-  if (plan.op == Operator::grad_input) operands.grad_input = grad_input.data();
-  if (plan.op == Operator::grad_weight) operands.grad_weight = grad_weight.data();
+  struct Result {
+    bool is_wanted;
+    Destination<T>& made;
+    const std::vector<double>& expected;
+    void*& pointer;
+  };
+  const std::vector<double>& expected_output = has_bias ? reference.output_with_bias : reference.output;
+  const Result results[] = {
+      {plan.op == Operator::forward, output, expected_output, operands.output},
+      {plan.op == Operator::grad_input || both, grad_input, reference.grad_input, operands.grad_input},
+      {plan.op == Operator::grad_weight || both, grad_weight, reference.grad_weight, operands.grad_weight},
+      {plan.op == Operator::grad_bias, grad_bias, reference.grad_bias, operands.grad_bias}};
+  for (const Result& result : results) {
+    if (result.is_wanted) result.pointer = result.made.data();
+  }
   std::vector<uint4> workspace(plan.workspace_bytes / 16, uint4{~0u, ~0u, ~0u, ~0u});
-  run_cuda(plan, operands, workspace.data(), {});
-  const double error = plan.op == Operator::forward
-                           ? output.error(has_bias ? reference.output_with_bias : reference.output)
-                       : plan.op == Operator::grad_input ? grad_input.error(reference.grad_input)
-                                                         : grad_weight.error(reference.grad_weight);
+  (plan.algorithm == Algorithm::gemm ? gemm::run_cuda : direct::run_cuda)(plan, operands, workspace.data(), {});
   const double bound = sizeof(T) == 8                       ? 1e-14
                        : sizeof(T) == 4                     ? 1e-6
                        : problem.dtype == DataType::float16 ? 5e-4
                                                             : 4e-3;
-  CHECK(error < bound) << name << ", problem " << seed << ": " << error;
-  for (const auto* made : {&output, &grad_input, &grad_weight}) CHECK(made->has_clean_margins()) << name << seed;
+  for (const Result& result : results) {
+    if (!result.is_wanted) continue;
+    const double error = result.made.error(result.expected);
+    CHECK(error < bound) << name << ", problem " << seed << ": " << error;
+    CHECK(result.made.has_clean_margins()) << name << ", problem " << seed;
+  }
 }
 
 // Checks a problem by its kernels, unless as many have been that were computed by the same ones.
@@ -115,18 +129,41 @@ class Checker {
  public:
   explicit Checker(int most) : most_(most) {}
 
-  void check(const Problem& problem, Operator op, const Target& target) {
-    ++seed_;
+  void check_direct(const Problem& problem, Operator op, const Target& target) {
     const Plan plan = plan_direct(problem, op, target, 1 << 20);
     const Schedule& schedule = *plan.schedule;
     const bool is_pipelined = op != Operator::grad_weight && schedule.gather == Family::pipelined;
     if (is_pipelined) pipelined_.insert(schedule.pipelined_gather.name());
-    static const char* const kOperators[] = {"forward", "grad_input", "grad_weight"};
+    check(plan, plan.configuration, is_pipelined);
+  }
+  void check_gemm(const Problem& problem, Operator op, int64_t limit) {
+    const Plan plan = make_plan(problem, op, kHopper, limit);
+    if (!plan.fits) return;
+    check(plan,
+          problem.is_pointwise()               ? "gemm, pointwise"
+          : problem.has_single_contributions() ? "gemm, apart"
+                                               : "gemm",
+          false);
+  }
+  void finish() const {
+    CHECK(pipelined_.size() == std::size(kPipelinedGathers)) << pipelined_.size() << " pipelined kernels";
+    for (const char* family : {"pipelined", "tensor", "simt", "depthwise", "gemm"}) {
+      int kinds = 0;
+      for (const auto& [name, count] : counts_) kinds += name.find(family) == 0 ? 1 : 0;
+      CHECK(kinds >= 6) << kinds << " operators and types of " << family;
+    }
+    CHECK(counts_.size() > 100) << counts_.size() << " kinds";
+  }
+
+ private:
+  void check(const Plan& plan, const std::string& kernels, bool is_pipelined) {
+    static const char* const kOperators[] = {"forward", "grad_input", "grad_weight", "grad_input_weight", "grad_bias"};
     static const char* const kTypes[] = {"float64", "float32", "float16", "bfloat16"};
-    std::string name = plan.configuration + ' ' + kTypes[static_cast<int>(problem.dtype)];
-    if (!is_pipelined) name += std::string(" ") + kOperators[static_cast<int>(op)];
+    ++seed_;
+    std::string name = kernels + ' ' + kTypes[static_cast<int>(plan.problem.dtype)];
+    if (!is_pipelined) name += std::string(" ") + kOperators[static_cast<int>(plan.op)];
     if (counts_[name]++ >= (is_pipelined ? 1 : most_)) return;
-    switch (problem.dtype) {
+    switch (plan.problem.dtype) {
       case DataType::float64:
         return ::check<double>(plan, name, seed_);
       case DataType::float32:
@@ -137,17 +174,7 @@ class Checker {
         return ::check<__nv_bfloat16>(plan, name, seed_);
     }
   }
-  void finish() const {
-    CHECK(pipelined_.size() == std::size(kPipelinedGathers)) << pipelined_.size() << " pipelined kernels";
-    for (const char* family : {"pipelined", "tensor", "simt", "depthwise"}) {
-      int kinds = 0;
-      for (const auto& [name, count] : counts_) kinds += name.find(family) == 0 ? 1 : 0;
-      CHECK(kinds >= 6) << kinds << " operators and types of " << family;
-    }
-    CHECK(counts_.size() > 100) << counts_.size() << " kinds";
-  }
 
- private:
   const int most_;
   unsigned seed_ = 0;
   std::set<std::string> pipelined_;
@@ -199,7 +226,7 @@ int main() {
           problem.layout = layout;
           problem.dtype = dtype;
           problem.precision = Precision::tf32;
-          checker.check(problem, Operator::forward, kHopper);
+          checker.check_direct(problem, Operator::forward, kHopper);
         }
       }
     }
@@ -208,9 +235,13 @@ int main() {
   for (int i = 0; i < 1500; ++i) {
     const Problem problem = draw_small(random);
     for (const Operator op : {Operator::forward, Operator::grad_input, Operator::grad_weight}) {
-      checker.check(problem, op, kHopper);
-      if (i % 4 == 0) checker.check(problem, op, kAmpere);
-      if (i % 8 == 0) checker.check(problem, op, kTuring);
+      checker.check_direct(problem, op, kHopper);
+      if (i % 4 == 0) checker.check_direct(problem, op, kAmpere);
+      if (i % 8 == 0) checker.check_direct(problem, op, kTuring);
+    }
+    for (const Operator op :
+         {Operator::forward, Operator::grad_input, Operator::grad_input_weight, Operator::grad_bias}) {
+      checker.check_gemm(problem, op, i % 2 == 0 ? 1 << 26 : 1 << 16);  // the columns at once, and in pieces
     }
   }
   checker.finish();
