@@ -231,6 +231,11 @@ int main() {
       }
     }
   }
+  // Contacts so far outside of a small volume that their places need more than 32 bits.
+  Problem far = problem_of(1, 12, 12, 1, {3, 64, 64}, one, {46000, 1, 1}, {45999, 0, 0}, none, one);
+  far.dtype = DataType::float64;
+  far.layout = Layout::ndhwc;
+  for (const Operator op : {Operator::grad_input, Operator::grad_weight}) checker.check_direct(far, op, kHopper);
   std::mt19937 random(1);
   for (int i = 0; i < 1500; ++i) {
     const Problem problem = draw_small(random);
