@@ -158,9 +158,8 @@ class Checker {
  private:
   void check(const Plan& plan, const std::string& kernels, bool is_pipelined) {
     static const char* const kOperators[] = {"forward", "grad_input", "grad_weight", "grad_input_weight", "grad_bias"};
-    static const char* const kTypes[] = {"float64", "float32", "float16", "bfloat16"};
     ++seed_;
-    std::string name = kernels + ' ' + kTypes[static_cast<int>(plan.problem.dtype)];
+    std::string name = kernels + ' ' + name_of(plan.problem.dtype);
     if (!is_pipelined) name += std::string(" ") + kOperators[static_cast<int>(plan.op)];
     if (counts_[name]++ >= (is_pipelined ? 1 : most_)) return;
     switch (plan.problem.dtype) {

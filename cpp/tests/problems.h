@@ -16,10 +16,14 @@ struct NamedProblem {
   Problem problem;  // float32, NCDHW, unless a test changes that
 };
 
-inline std::ostream& operator<<(std::ostream& out, const NamedProblem& named) {
+inline const char* name_of(DataType dtype) {
   static const char* const kDataTypes[] = {"float64", "float32", "float16", "bfloat16"};
+  return kDataTypes[static_cast<int>(dtype)];
+}
+
+inline std::ostream& operator<<(std::ostream& out, const NamedProblem& named) {
   return out << named.name << (named.problem.layout == Layout::ncdhw ? " ncdhw " : " ndhwc ")
-             << kDataTypes[static_cast<int>(named.problem.dtype)];
+             << name_of(named.problem.dtype);
 }
 
 inline Problem problem_of(int64_t batch, int64_t in_channels, int64_t out_channels, int64_t groups, Extent input,

@@ -250,21 +250,19 @@ class _Recorder(TorchDispatchMode):
         if func in (torch.ops.aten.convolution.default, torch.ops.aten._convolution.default):  # a traced model's
             input, weight, _, stride, padding, dilation, transposed, output_padding, groups = args[:9]
             if transposed:
-                self._note(input, weight, stride, padding, output_padding, groups, dilation)
+                self._note(input, weight, None, stride, padding, output_padding, groups, dilation)
         elif func is torch.ops.aten.conv_transpose3d.input:  # in inference mode
-            self._note_call(*args, **kwargs)
+            self._note(*args, **kwargs)
         elif func is torch.ops.convt3d_gemm.forward.default:
             input, weight, _, stride, padding, output_padding, dilation, groups, _ = args
-            self._note(input, weight, stride, padding, output_padding, groups, dilation)
+            self._note(input, weight, None, stride, padding, output_padding, groups, dilation)
         return func(*args, **kwargs)
-
-    def _note_call(self, input: Tensor, weight: Tensor, bias: object = None, *rest: Any, **keywords: Any) -> None:
-        self._note(input, weight, *rest, **keywords)
 
     def _note(
         self,
         input: Tensor,
         weight: Tensor,
+        bias: Tensor | None = None,
         stride: SizeArgument = 1,
         padding: SizeArgument = 0,
         output_padding: SizeArgument = 0,

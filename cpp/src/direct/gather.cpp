@@ -142,14 +142,13 @@ bool set_tile(const std::array<GatherAxis, 3>& axes, const Walk& walk, const int
     gather.tile[axis] = static_cast<int>(tile[axis]);
     gather.tiles[axis] = ceil_divide<int64_t>(axes[axis].positions(), tile[axis]);
   }
-  constexpr int64_t kMost = 1 << 16;  // positions, of 32 bytes and more
   const int64_t rows = (tile[1] - 1) * axes[1].source_stride + walk.reach[1] + 1;
   const int64_t residue_pitch = tile[2] + walk.reach[2] / axes[2].source_stride;
-  if (rows > kMost || residue_pitch > kMost) return false;
+  if (rows > kMostStagePositions || residue_pitch > kMostStagePositions) return false;
   const int64_t row_pitch = residue_pitch * std::min(axes[2].source_stride, walk.reach[2] + 1);
-  if (row_pitch > kMost || rows * row_pitch > kMost) return false;
+  if (row_pitch > kMostStagePositions || rows * row_pitch > kMostStagePositions) return false;
   const int64_t planes = int64_t{gather.samples} * tile[0];
-  if (planes > kMost || planes * rows * row_pitch > kMost) return false;
+  if (planes > kMostStagePositions || planes * rows * row_pitch > kMostStagePositions) return false;
   gather.rows = static_cast<int>(rows);
   gather.residue_pitch = static_cast<int>(residue_pitch);
   gather.row_pitch = static_cast<int>(row_pitch);

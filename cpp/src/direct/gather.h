@@ -49,6 +49,8 @@ inline int64_t phases_of(const Problem& problem, Operator op) {
 // What both tensor-core gathers ask of a problem, and how they cut it.
 constexpr int64_t kGatherLimit = std::numeric_limits<int32_t>::max() / 2;
 inline int64_t gather_element_bytes(const Problem& problem) { return problem.dtype == DataType::float32 ? 4 : 2; }
+// Positions that a stage of the source holds at most, of 32 bytes and more.
+constexpr int64_t kMostStagePositions = 1 << 16;
 // Whether they take the type, and offsets inside a sample can be counted in 32 bits.
 bool suits_tensor_gather(const Problem& problem);
 // Extents of a tile that are worth trying: even pieces, and powers of two.

@@ -57,9 +57,6 @@ std::vector<int64_t> places_in_pass(const std::vector<int64_t>& offsets, int64_t
   return places;
 }
 
-// What a stage holds at most of lines and of positions, which have 32 bytes and more.
-constexpr int64_t kMostPositions = 1 << 16;
-
 // Source positions along an axis that a tile reads in one pass, whose places lie so far apart.
 int source_extent(const PipelinedGather& gather, int axis, int64_t reach) {
   return static_cast<int>(int64_t{gather.tile[axis] - 1} * gather.source_stride[axis] + reach + 1);
@@ -345,7 +342,7 @@ bool set_tile(const Walk& walk, const Extent& tile, bool spread, PipelinedGather
     gather.tile[axis] = static_cast<int>(tile[axis]);
     gather.tiles[axis] = ceil_divide<int64_t>(walk.positions[axis], tile[axis]);
     const int64_t stride = gather.source_stride[axis];
-    if (walk.reach[axis] >= kMostPositions || (tile[axis] - 1) * stride >= kMostPositions) return false;
+    if (walk.reach[axis] >= kMostStagePositions || (tile[axis] - 1) * stride >= kMostStagePositions) return false;
   }
   const int64_t stride = gather.source_stride[2];
   gather.planes = source_extent(gather, 0, walk.reach[0]);
@@ -359,8 +356,8 @@ bool set_tile(const Walk& walk, const Extent& tile, bool spread, PipelinedGather
     gather.row_pitch += static_cast<int>(((tile[2] - gather.row_pitch) % 8 + 8) % 8);
   }
   gather.width = source_extent(gather, 2, walk.reach[2]);
-  if (int64_t{gather.planes} * gather.rows > kMostPositions ||
-      int64_t{gather.lines()} * gather.row_pitch > kMostPositions)
+  if (int64_t{gather.planes} * gather.rows > kMostStagePositions ||
+      int64_t{gather.lines()} * gather.row_pitch > kMostStagePositions)
     return false;
   gather.source_positions = gather.lines() * gather.row_pitch + gather.spare_positions;
   gather.half_stride = 16 * gather.source_positions;

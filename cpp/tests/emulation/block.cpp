@@ -51,7 +51,6 @@ constexpr size_t kStackBytes = 256 << 10;
 
 alignas(1024) unsigned char memory[kSharedBytes];
 uint64_t asked_bytes = 0;
-int block_threads = 0;
 ucontext_t scheduler;
 std::vector<Fiber> fibers;
 std::vector<Warp> warps;
@@ -84,6 +83,11 @@ void meet(Meeting& meeting, int threads) {
   const unsigned phase = meeting.phase;
   come(meeting, threads);
   wait_until([&meeting, phase] { return meeting.phase != phase; });
+}
+
+void do_all(Work& group) {
+  for (const std::function<void()>& work : group) work();
+  group.clear();
 }
 
 void complete(CountingBarrier& barrier) {
@@ -147,7 +151,6 @@ void run(const Index& grid, int threads, uint64_t shared_bytes, const std::funct
   if (shared_bytes > kSharedBytes) throw std::logic_error(std::to_string(shared_bytes) + " bytes of shared memory");
   body = &kernel;
   asked_bytes = shared_bytes;
-  block_threads = threads;
   grid_extent = grid;
   block_extent = {static_cast<unsigned>(threads), 1, 1};
   fibers.resize(threads);
@@ -167,7 +170,7 @@ void wait_until(const std::function<bool()>& condition) {
 }
 
 void synchronize_warp() { meet(own_warp().meeting, 32); }
-void synchronize_block() { meet(meetings[-1], block_threads); }
+void synchronize_block() { meet(meetings[-1], static_cast<int>(block_extent.x)); }
 void synchronize(int barrier, int threads) { meet(meetings[barrier], threads); }
 void arrive(int barrier, int threads) { come(meetings[barrier], threads); }
 
@@ -198,12 +201,8 @@ void begin(Unit unit, const std::function<void()>& work) {
   open.push_back(work);
   if (unit != Unit::products || !draw_of_warp()) return;
   // At once, and so all that has begun before.
-  const auto run_now = [](Work& group) {
-    for (const std::function<void()>& each : group) each();
-    group.clear();
-  };
-  for (Work& group : fiber.groups[static_cast<int>(unit)]) run_now(group);
-  run_now(open);
+  for (Work& group : fiber.groups[static_cast<int>(unit)]) do_all(group);
+  do_all(open);
 }
 
 void commit(Unit unit) {
@@ -214,9 +213,7 @@ void commit(Unit unit) {
 
 void finish(Unit unit, int pending) {
   std::deque<Work>& groups = self().groups[static_cast<int>(unit)];
-  for (; static_cast<int>(groups.size()) > pending; groups.pop_front()) {
-    for (const std::function<void()>& work : groups.front()) work();
-  }
+  for (; static_cast<int>(groups.size()) > pending; groups.pop_front()) do_all(groups.front());
 }
 
 unsigned char* shared_memory() { return memory; }

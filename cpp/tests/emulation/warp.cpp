@@ -95,12 +95,13 @@ float dot(const float (&row)[Count], const float (&column)[Count]) {
   return sum;
 }
 
-// This lane's sums: of rows lane / 4 and eight more, two columns of every eight from 2 * (lane % 4) on.
-template <class T>
-void add_products(const float (&rows)[2][kRowElements<T>], uint64_t b, int columns, float* sums) {
+// This lane's sums: of rows lane / 4 and eight more, two columns of every eight from 2 * (lane % 4) on, which
+// `load_column` loads.
+template <class T, class Load>
+void add_products(const float (&rows)[2][kRowElements<T>], int columns, float* sums, const Load& load_column) {
   for (int i = 0; i < columns / 8 * 2; ++i) {
     float column[kRowElements<T>];
-    load_row<T>(b, i / 2 * 8 + lane() % 4 * 2 + i % 2, column);
+    load_column(i / 2 * 8 + lane() % 4 * 2 + i % 2, column);
     for (int half = 0; half < 2; ++half) sums[i / 2 * 4 + half * 2 + i % 2] += dot(rows[half], column);
   }
 }
@@ -176,7 +177,7 @@ void multiply(const uint32_t* a, uint64_t b, int columns, float* sums, bool keep
   float rows[2][kRowElements<T>];
   rows_of_registers<T>(a, rows);
   if (!keeps) std::memset(sums, 0, columns / 2 * sizeof(float));
-  add_products<T>(rows, b, columns, sums);
+  add_products<T>(rows, columns, sums, [b](int column, auto& values) { load_row<T>(b, column, values); });
 }
 
 template <class T>
@@ -185,7 +186,7 @@ void multiply_shared(uint64_t a, uint64_t b, int columns, float* sums) {
   for (int half = 0; half < 2; ++half) {
     load_row<T>(a, static_cast<int>(thread_index.x) % 128 / 32 * 16 + half * 8 + lane() / 4, rows[half]);
   }
-  add_products<T>(rows, b, columns, sums);
+  add_products<T>(rows, columns, sums, [b](int column, auto& values) { load_row<T>(b, column, values); });
 }
 
 template <class T>
@@ -195,13 +196,9 @@ void multiply_columns(const uint32_t* a, const uint32_t* b, float* sums) {
   LaneWords& words = words_of_warp();
   std::memcpy(words[lane()], b, 2 * sizeof *b);
   synchronize_warp();
-  for (int i = 0; i < 2; ++i) {
-    float column[kRowElements<T>];
-    for (int k = 0; k < 8; ++k) {
-      widen<T>(words[(lane() % 4 * 2 + i) * 4 + k % 4][k / 4], column + k * (4 / sizeof(T)));
-    }
-    for (int half = 0; half < 2; ++half) sums[half * 2 + i] += dot(rows[half], column);
-  }
+  add_products<T>(rows, 8, sums, [&words](int column, auto& values) {
+    for (int k = 0; k < 8; ++k) widen<T>(words[column * 4 + k % 4][k / 4], values + k * (4 / sizeof(T)));
+  });
   synchronize_warp();
 }
 
@@ -210,16 +207,14 @@ void multiply_transposed(const uint32_t* a, uint64_t b, int columns, float* sums
   float rows[2][kRowElements<T>];
   rows_of_registers<T>(a, rows);
   const auto field = [b](int bit) { return static_cast<uint32_t>(b >> bit & 0x3fff) * 16; };
-  for (int i = 0; i < columns / 8 * 2; ++i) {
-    const uint32_t first = field(0) + i / 2 * field(32) + 2 * (lane() % 4 * 2 + i % 2);
-    float column[kRowElements<T>];
+  add_products<T>(rows, columns, sums, [&field](int column, auto& values) {
+    const uint32_t first = field(0) + column / 8 * field(32) + 2 * (column % 8);
     for (int k = 0; k < kRowElements<T>; ++k) {
       T value;
       std::memcpy(static_cast<void*>(&value), shared_at(first + k / 8 * field(16) + k % 8 * 16, 2), 2);
-      column[k] = static_cast<float>(value);
+      values[k] = static_cast<float>(value);
     }
-    for (int half = 0; half < 2; ++half) sums[i / 2 * 4 + half * 2 + i % 2] += dot(rows[half], column);
-  }
+  });
 }
 
 int32_t sum_of_warp(int32_t value) {

@@ -29,11 +29,12 @@ constexpr int64_t kLimit = int64_t{1} << 30;
 // Whether 32-bit indices reach from a position to every place that a contact names, be it far outside of the volume.
 bool offsets_fit_32_bits(const Problem& problem, const Extent& volume, int64_t channels) {
   int64_t step = problem.layout == Layout::ndhwc ? channels : 1, reached = 0;
-  for (int axis = 2; axis >= 0; step *= volume[axis--]) {
+  for (int axis = 2; axis >= 0; --axis) {
     const int64_t span = problem.dilation[axis] * (problem.kernel[axis] - 1);
     const int64_t reach = problem.padding[axis] + span + problem.stride[axis];
     if (reach >= kLimit / step) return false;
     reached += reach * step;
+    step *= volume[axis];
   }
   return reached < kLimit;
 }
