@@ -171,6 +171,15 @@ MANY_RUNS = {
     "parts of rows": ("grad_input", Case(8, 8, 24, 1, (16, 32, 31), (3, 3, 3), (2, 2, 2), (1, 1, 1)), ("tf32",)),
 }
 
+#: Forward where these runs have rows without taps as well, in half types and TF32.
+FILLED_RUNS = {
+    "channels in turn": Case(24, 16, 128, 1, (8, 16, 32), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0), (2, 2, 2)),
+    "blocks of columns": Case(24, 16, 64, 1, (8, 16, 32), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0), (2, 2, 2)),
+    "groups": Case(16, 32, 64, 2, (8, 16, 48), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0), (2, 2, 2)),
+    "rows left over": Case(32, 16, 24, 1, (8, 15, 32), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 0), (2, 2, 2)),
+    "one tap of a stride of 3": Case(16, 16, 32, 1, (8, 16, 48), (3, 1, 3), (2, 3, 2), (0, 0, 0), (0, 0, 0)),
+}
+
 #: Forward where an H200 has the source copied in bulk: all taps of a tile read the same voxels, of half types a run of
 #: each channel, in TF32 a box.
 COPIED = {

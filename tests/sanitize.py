@@ -22,6 +22,7 @@ from cases import (
     BOUNDS,
     BOXED,
     COPIED,
+    FILLED_RUNS,
     GRAD_INPUT_BANDS,
     LAYOUTS,
     MANY_RUNS,
@@ -81,6 +82,7 @@ def calls(device: torch.device, algorithms: list[str]) -> list[Callable[[], None
     handed_over = [(operator, case, "float16") for operator, case in MANY_TILES.values()]
     handed_over += [(operator, case, precisions[0]) for operator, case, precisions in MANY_RUNS.values()]
     forward = [("forward", case, precision) for case in COPIED.values() for precision in ("float16", "tf32")]
+    forward += [("forward", case, precision) for case in FILLED_RUNS.values() for precision in ("bfloat16", "tf32")]
     forward += [("forward", case, "tf32") for case in BOXED.values()]
     forward += [("forward", case, "bfloat16") for case in BANDS.values()]
     backward = [("grad_input", case, "bfloat16") for case in GRAD_INPUT_BANDS.values()]

@@ -21,6 +21,7 @@ from cases import (
     BOUNDS,
     BOXED,
     COPIED,
+    FILLED_RUNS,
     GRAD_INPUT_BANDS,
     HALF_TYPES,
     LAYOUTS,
@@ -146,9 +147,10 @@ def test_direct_with_many_tiles(name: str, layout: torch.memory_format, dtype: t
 
 
 @pytest.mark.parametrize("precision", TF32_TOO)
-@pytest.mark.parametrize("name", MANY_RUNS)
+@pytest.mark.parametrize("name", [*MANY_RUNS, *(f"filled, {name}" for name in FILLED_RUNS)])
 def test_direct_with_many_runs(name: str, precision: str) -> None:
-    operator, case, _ = MANY_RUNS[name]
+    filled = {f"filled, {name}": ("forward", case, TF32_TOO) for name, case in FILLED_RUNS.items()}
+    operator, case, _ = {**MANY_RUNS, **filled}[name]
     tensors = case.tensors(CUDA, dtype_of(precision), torch.contiguous_format, seed=1)
     poison(CUDA)
     with tf32(precision == "tf32"):

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from cases import BOXED, COPIED, HALF_TYPES, MANY_RUNS, MANY_TILES, TF32_TOO, Case
+from cases import BOXED, COPIED, FILLED_RUNS, HALF_TYPES, MANY_RUNS, MANY_TILES, TF32_TOO, Case
 from convt3d_gemm import _C, library
 from convt3d_gemm.costs import problem_of
 from convt3d_gemm.parameters import Triple
@@ -77,6 +77,13 @@ def test_runs_are_handed_over_where_they_begin_anywhere(name: str) -> None:
     for precision in TF32_TOO:
         configuration = planned(operator, layer_of(case), precision).configuration
         assert configuration.endswith(" handing over runs") == (precision in precisions)
+
+
+@pytest.mark.parametrize("name", FILLED_RUNS)
+def test_rows_without_taps_are_parts_of_runs(name: str) -> None:
+    for precision in TF32_TOO:
+        configuration = planned("forward", layer_of(FILLED_RUNS[name]), precision).configuration
+        assert configuration.endswith(" handing over filled runs")
 
 
 @pytest.mark.parametrize("name", [*COPIED, *BOXED])

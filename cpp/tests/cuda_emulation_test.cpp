@@ -133,8 +133,10 @@ class Checker {
     const Plan plan = plan_direct(problem, op, target, 1 << 20);
     const Schedule& schedule = *plan.schedule;
     const bool is_pipelined = op != Operator::grad_weight && schedule.gather == Family::pipelined;
+    const bool fills_runs = is_pipelined && schedule.pipelined_gather.fills_runs;
     if (is_pipelined) pipelined_.insert(schedule.pipelined_gather.name());
-    check(plan, plan.configuration, is_pipelined);
+    filled_runs_ += fills_runs ? 1 : 0;
+    check(plan, plan.configuration + (fills_runs ? " with filled runs" : ""), is_pipelined);
   }
   void check_gemm(const Problem& problem, Operator op, int64_t limit) {
     const Plan plan = make_plan(problem, op, kHopper, limit);
@@ -147,6 +149,7 @@ class Checker {
   }
   void finish() const {
     CHECK(pipelined_.size() == std::size(kPipelinedGathers)) << pipelined_.size() << " pipelined kernels";
+    CHECK(filled_runs_ >= 20) << filled_runs_ << " problems whose runs are filled";
     for (const char* family : {"pipelined", "tensor", "simt", "depthwise", "gemm"}) {
       int kinds = 0;
       for (const auto& [name, count] : counts_) kinds += name.find(family) == 0 ? 1 : 0;
@@ -177,6 +180,7 @@ class Checker {
   const int most_;
   unsigned seed_ = 0;
   std::set<std::string> pipelined_;
+  int filled_runs_ = 0;
   std::map<std::string, int> counts_;
 };
 
@@ -226,6 +230,19 @@ int main() {
           problem.dtype = dtype;
           problem.precision = Precision::tf32;
           checker.check_direct(problem, Operator::forward, kHopper);
+        }
+      }
+    }
+  }
+  // Every other row without taps: what leaves in runs has these as well, in blocks of columns and groups, with a bias.
+  for (const DataType dtype : {DataType::float32, DataType::float16, DataType::bfloat16}) {
+    for (const int64_t groups : {1, 2}) {
+      for (const int64_t channels : {16, 32, 64, 80}) {
+        for (const Extent& beyond : {none, Extent{1, 1, 0}}) {
+          Problem odd = problem_of(6, 16 * groups, channels * groups, groups, {3, 5, 16}, three, two, one, beyond, two);
+          odd.dtype = dtype;
+          odd.precision = Precision::tf32;
+          checker.check_direct(odd, Operator::forward, kHopper);
         }
       }
     }

@@ -274,16 +274,31 @@ class TableChecker {
     int64_t lines = 1;
     if (gather_.whole_planes) {
       row = op_ == Operator::forward ? named_.problem.output()[2] : named_.problem.input[2];
-      lines = int64_t{gather_.tile[1]} * gather_.slot_extent[1];
-      CHECK(gather_.tiles[2] == 1 && gather_.slot_extent[1] == gather_.destination_stride[1]) << named_;
+      lines = int64_t{gather_.tile[1]} * gather_.destination_stride[1];
+      CHECK(gather_.tiles[2] == 1) << named_;
+      CHECK(gather_.slot_extent[1] == gather_.destination_stride[1] || gather_.fills_runs) << named_;
     }
-    CHECK(gather_.plane_runs * lines == int64_t{gather_.tile[1]} * gather_.slot_extent[1]) << named_;
+    CHECK(gather_.plane_runs == (gather_.whole_planes ? 1 : gather_.tile[1] * gather_.slot_extent[1])) << named_;
+    if (gather_.fills_runs) check_filled_runs();
     CHECK(gather_.runs == gather_.samples * gather_.tile[0] * gather_.slot_extent[0] * gather_.plane_runs) << named_;
     CHECK(gather_.runs <= gather_.positions()) << named_ << ", " << gather_.runs << " runs";
     CHECK(gather_.run_pitch % vector == 0 && gather_.run_pitch >= lines * row + vector - 1) << named_;
     CHECK(columns % 8 == 0 && columns <= gather_.columns) << named_ << ", " << columns << " columns";
     CHECK(gather_.staging_bytes == bytes * gather_.runs * columns * gather_.run_pitch) << named_;
     CHECK(gather_.source_threads() >= 32 && gather_.items >= 4 * gather_.blocks) << named_;
+  }
+
+  // Runs that are filled before have one block of residues along the height that tiles write, and all others between.
+  void check_filled_runs() {
+    const int stride = gather_.destination_stride[1], extent = gather_.slot_extent[1];
+    CHECK(gather_.whole_planes && gather_.bare_residues[1] != 0 && stride % extent == 0) << named_;
+    const int first = gather_.tables.phases[0].residue[1];
+    for (int block = 0; block < gather_.phase_blocks; ++block) {
+      CHECK(gather_.tables.phases[block].residue[1] == first) << named_;
+    }
+    for (int residue = 0; residue < stride; ++residue) {
+      CHECK(gather_.is_bare(1, residue) == (residue < first || residue >= first + extent)) << named_ << residue;
+    }
   }
 
   const NamedProblem& named_;
@@ -344,7 +359,8 @@ int main() {
   check_columns();
   check_source_loads();
   int taken = 0, with_passes = 0, with_bare_rows = 0, with_kept_weights = 0, with_merged_groups = 0;
-  int in_bulk = 0, from_registers = 0, by_others = 0, by_runs = 0, in_place = 0, copied = 0, boxed = 0;
+  int in_bulk = 0, from_registers = 0, by_others = 0, by_runs = 0, by_filled_runs = 0;
+  int in_place = 0, copied = 0, boxed = 0;
   const auto cut_and_check = [&](const NamedProblem& named, Operator op) {
     PipelinedGather gather;
     if (!cut_pipelined_gather(named.problem, op, kTarget, gather)) return std::string();
@@ -356,6 +372,7 @@ int main() {
     from_registers += gather.stores_from_registers ? 1 : 0;
     by_others += gather.storing_warps > 0 && !gather.stores_runs ? 1 : 0;
     by_runs += gather.stores_runs ? 1 : 0;
+    by_filled_runs += gather.fills_runs ? 1 : 0;
     in_place += gather.in_place() ? 1 : 0;
     copied += gather.copied() ? 1 : 0;
     boxed += gather.boxed() ? 1 : 0;
@@ -403,6 +420,7 @@ int main() {
   CHECK(with_merged_groups > 20) << with_merged_groups << " with merged groups";
   CHECK(in_bulk > 100 && from_registers > 100) << in_bulk << " leave in bulk, " << from_registers << " from registers";
   CHECK(by_others > 10 && by_runs > 10) << by_others << " leave by other warps, " << by_runs << " in runs";
+  CHECK(by_filled_runs > 0) << by_filled_runs << " in runs that are filled before";
   CHECK(in_place > 100 && copied > 10 && boxed > 50)
       << in_place << " are in place, " << copied << " copied, " << boxed << " boxed";
   CHECK(reached.size() == std::size(kPipelinedGathers)) << reached.size() << " kernels reached";

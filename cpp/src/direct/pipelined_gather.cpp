@@ -458,7 +458,8 @@ double written_run(const Problem& problem, const Axes& axes, const PipelinedGath
     if (gather.column_blocks > 1 || problem.groups > 1) return run;
   }
   for (int axis = 2; axis >= 0; --axis) {
-    if (gather.slot_extent[axis] < gather.destination_stride[axis]) return run;
+    const bool has_all = gather.slot_extent[axis] == gather.destination_stride[axis];
+    if (!has_all && !(axis == 1 && gather.fills_runs)) return run;
     const int64_t extent =
         std::min<int64_t>(int64_t{gather.tile[axis]} * gather.destination_stride[axis], axes[axis].destination);
     run *= static_cast<double>(extent);
@@ -483,7 +484,9 @@ WayOut way_out_of(const Problem& problem, Operator op, const Axes& axes, const P
   const double waste =
       has_whole_sectors(problem, op) || gather.stores_runs ? std::pow(340 / run, 0.39) : std::pow(87000 / run, 0.18);
   WayOut out;
-  out.memory = (1 + waste) * destinations * bytes / 42;
+  const int with_bare_rows = gather.fills_runs ? gather.destination_stride[1] / gather.slot_extent[1] : 1;
+  const double written = destinations * bytes * with_bare_rows;
+  out.memory = (1 + waste) * written / 42;
   if (gather.stores_runs) {
     // Fitted to 520 measured choices. Of channels that are handed over in turn, all but the last wait for memory.
     out.memory *= 1.2;
@@ -491,6 +494,10 @@ WayOut way_out_of(const Problem& problem, Operator op, const Axes& axes, const P
     out.multiplying = of_thread * (row % 2 == 0 && gather.slot_bits[2] != 0 ? 4.3 : 12) + waiting * out.memory;
     out.storing = 90.0 * gather.runs * gather.columns / gather.storing_warps;
     out.slower = 0.07;
+    if (gather.fills_runs) {  // to 14 measured choices for kb77
+      out.storing += written / 6 / gather.storing_warps;
+      out.slower = 0.02;
+    }
   } else if (gather.storing_warps > 0) {
     out.multiplying = of_thread * 2.7;
     const int word = row % 8 == 0 ? 8 : row % 2 == 0 ? 2 : 1;  // of a lane
@@ -569,7 +576,9 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
     const double chain = waits + (gather.boxed() ? 1.15 : 1) * out.multiplying;
     const double loading = gather.copied()  ? stages * 600
                            : gather.boxed() ? stages * 400
-                                            : (gather.storing_warps > 0 ? 0.83 : 1) *
+                                            : (gather.fills_runs          ? 0.5
+                                               : gather.storing_warps > 0 ? 0.83
+                                                                          : 1) *
                                                   (stages * (load + 50) + passes * (place_rounds * 327 + 1486));
     // Others do something else meanwhile: the parts overlap, but not wholly.
     const double terms[] = {resident * multiply,     resident * shared, resident * memory, chain, loading,
@@ -651,9 +660,17 @@ bool is_one_run(const Walk& walk, const PipelinedGather& gather) {
          (gather.tile[0] == 1 || gather.tile[1] == walk.positions[1]);
 }
 
-// The runs of a tile, and what room they take on the way out. False where there are too many.
+// The runs of a tile, and what room they take on the way out. Rows without taps belong to them where all others between
+// them do, too. False where there are too many, or more warps that store than they need.
 bool set_runs(const Axes& axes, PipelinedGather& gather) {
-  gather.whole_planes = gather.slot_extent[1] == gather.destination_stride[1] && gather.tiles[2] == 1;
+  int busy_blocks = 0;
+  for (int residue = 0; residue < gather.destination_stride[1]; residue += gather.slot_extent[1]) {
+    busy_blocks += gather.is_bare(1, residue) ? 0 : 1;
+  }
+  const bool has_blocks = gather.destination_stride[1] % gather.slot_extent[1] == 0;  // of residues that there are
+  gather.whole_planes = busy_blocks == 1 && has_blocks && gather.tiles[2] == 1;
+  gather.fills_runs = gather.whole_planes && gather.bare_residues[1] != 0;
+  if (gather.storing_warps > 2 && !gather.fills_runs) return false;
   gather.plane_runs = gather.whole_planes ? 1 : gather.tile[1] * gather.slot_extent[1];
   gather.runs = gather.samples * gather.tile[0] * gather.slot_extent[0] * gather.plane_runs;
   const int64_t voxels = gather.whole_planes ? gather.tile[1] * gather.destination_stride[1] * axes[2].destination
@@ -667,6 +684,23 @@ bool set_runs(const Axes& axes, PipelinedGather& gather) {
   constexpr int64_t kLine = 128;
   gather.source_stage_bytes = ceil_divide(gather.source_stage_bytes, kLine) * kLine;
   return gather.runs <= gather.positions();
+}
+
+// Clock cycles in which rows without taps are filled, before the gather begins: an H200 writes 3.7 TB/s of them.
+double filling_cycles(const Problem& problem, const Target& target, const PipelinedGather& gather) {
+  if (gather.bare_residues[0] == 0 && gather.bare_residues[1] == 0) return 0;
+  const double bytes_of_cycle = 17.8 * static_cast<double>(target.parallelism);
+  const Extent extent = problem.output();
+  const auto count = [&](int axis, int64_t first) {
+    int64_t bare = 0;
+    for (int64_t i = first; i < extent[axis]; ++i) bare += gather.is_bare(axis, i % gather.destination_stride[axis]);
+    return bare;
+  };
+  const bool fills_planes = gather.fills_planes && !gather.fills_runs;
+  const int64_t planes = count(0, 0), rows_of_others = fills_planes ? extent[1] : count(1, gather.first_bare_row());
+  const int64_t rows = planes * extent[1] + (extent[0] - planes) * rows_of_others;
+  const int64_t row = problem.batch * problem.out_channels * extent[2] * gather.element_bytes;
+  return static_cast<double>(rows * row) / bytes_of_cycle;
 }
 
 // Tries every tile with the kernel that `gather` names, and keeps the cheapest that the tables have room for in `best`.
@@ -701,7 +735,8 @@ void try_tiles(const Problem& problem, Operator op, const Axes& axes, const Targ
           gather.keeps_weights = keeps_weights;
           if (keeps_weights && !can_keep_weights(problem, target, gather)) continue;
           if (!divide_memory(problem, op, target, walk, gather)) continue;
-          const double cost = estimate(problem, op, axes, target, walk, gather);
+          const double cost =
+              estimate(problem, op, axes, target, walk, gather) + filling_cycles(problem, target, gather);
           if (cost >= least) continue;
           PipelinedGather candidate = gather;
           if (!TableMaker(problem, op, axes, candidate).make() || (gather.copied() && candidate.has_gaps)) continue;
@@ -813,11 +848,14 @@ void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Tar
         gather.warpgroups = warpgroups;
         gather.loading = loading * warpgroups / 2;
         gather.spare_positions = problem.layout == Layout::ncdhw ? 1 : 0;
-        for (const Storing& storing : {Storing{0, false}, {1, false}, {2, false}, {4, false}, {1, true}, {2, true}}) {
-          // Four where the source is copied in bulk, so that the others have little to do.
-          if (storing.warps > 2 && !((gather.copied() || gather.boxed()) && gather.loading == 2)) continue;
+        for (const Storing& storing :
+             {Storing{0, false}, {1, false}, {2, false}, {4, false}, {1, true}, {2, true}, {4, true}}) {
+          // Four where the source is copied in bulk, so that the others have little to do, or where runs are filled.
+          const bool has_time = gather.copied() || gather.boxed() || storing.runs;
+          if (storing.warps > 2 && !(has_time && gather.loading == 2)) continue;
           gather.storing_warps = storing.warps;
           gather.stores_runs = storing.runs;
+          gather.fills_runs = false;
           // One warp has boxes copied, others watch.
           if (gather.boxed() && watches_source(gather.slots, gather.columns) && gather.source_threads() < 64) continue;
           if (gather.storing_warps > 0 && !can_hand_over(problem, op, gather)) continue;
@@ -852,25 +890,6 @@ void try_kernels(const Problem& problem, Operator op, const Target& target, Pipe
       try_kernel(problem, op, axes_of(problem, op, gather), target, sources, gather, least, best);
     }
   }
-}
-
-// Clock cycles in which rows without taps are filled, before the gather begins: an H200 writes 3.7 TB/s of them.
-double filling_cycles(const Problem& problem, const PipelinedGather& gather) {
-  constexpr double kBytesOfCycle = 2350;
-  const Extent extent = problem.output();
-  int64_t rows = 0;
-  for (int64_t depth = 0; depth < extent[0]; ++depth) {
-    const bool is_bare = gather.is_bare(0, depth % gather.destination_stride[0]);
-    if (is_bare || gather.fills_planes) {
-      rows += extent[1];
-    } else {
-      for (int64_t height = 0; height < extent[1]; ++height) {
-        rows += gather.is_bare(1, height % gather.destination_stride[1]) ? 1 : 0;
-      }
-    }
-  }
-  const int64_t row = problem.batch * problem.out_channels * extent[2] * gather.element_bytes;
-  return static_cast<double>(rows * row) / kBytesOfCycle;
 }
 
 // Groups whose channels share the 32 bytes of a product, where these are few: at most so many.
@@ -941,7 +960,6 @@ std::optional<double> cut_pipelined_gather(const Problem& problem, Operator op, 
   // Threads that pack are counted in 32 bits.
   if (result.weight_bytes() / 32 > std::numeric_limits<int32_t>::max()) return std::nullopt;
   result.blocks = static_cast<int>(std::min(result.items, most_blocks(merged, target, result)));
-  least += filling_cycles(merged, result);
   result.by_columns = Divisor<int32_t>(result.column_blocks);
   result.by_phases = Divisor<int32_t>(result.phase_blocks);
   result.by_groups = Divisor<int32_t>(merged.groups);

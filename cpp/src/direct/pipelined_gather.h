@@ -247,6 +247,7 @@ struct PipelinedGather {
   int run_pitch = 0;             // from one run to the next in shared memory, in elements
 
   bool fills_planes = false;  // rows without taps are filled together with those between them, which come after
+  bool fills_runs = false;    // runs have rows without taps as well, which are put into shared memory before the others
 
   CONVT3D_HOST_DEVICE int box_bytes() const { return samples * stage_channels() * channel_pitch; }
   CONVT3D_HOST_DEVICE int stage_channels() const { return channel_groups * 32 / element_bytes; }
@@ -254,6 +255,8 @@ struct PipelinedGather {
   bool copied() const { return form == SourceForm::copied; }
   bool boxed() const { return form == SourceForm::boxed; }
   bool is_bare(int axis, int64_t residue) const { return bare_residues[axis] >> residue & 1; }
+  // Rows without taps before this one, of planes that have others, are parts of runs.
+  int64_t first_bare_row() const { return fills_runs ? tiles[1] * tile[1] * destination_stride[1] : 0; }
   CONVT3D_HOST_DEVICE int parts() const {
     return exact ? 2 : 1;
   }  // of a float32: what tf32 holds, and what that leaves over

@@ -86,7 +86,8 @@ Plan plan_direct(const Problem& problem, Operator op, const Target& target, int6
   if (gathers && schedule.gather == Family::pipelined) {
     const PipelinedGather& gather = schedule.pipelined_gather;
     plan.configuration += ' ' + gather.name();
-    if (gather.storing_warps > 0) plan.configuration += gather.stores_runs ? " handing over runs" : " handing over";
+    if (gather.storing_warps > 0) plan.configuration += " handing over";
+    if (gather.stores_runs) plan.configuration += gather.fills_runs ? " filled runs" : " runs";
   }
   if (reduces) plan.configuration += std::string(gathers ? ", " : "") + name(schedule.reduction);
   plan.schedule = std::make_shared<Schedule>(schedule);

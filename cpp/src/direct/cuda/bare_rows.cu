@@ -24,6 +24,7 @@ struct BareRowsArguments {
   int channels;       // in NCDHW of one volume after the other, in NDHWC of one element after the other
   bool channels_first;
   bool fills_planes;  // see PipelinedGather
+  int first_row;      // bare ones before it belong to runs
   int stride[2];      // of the depth and the height
   uint64_t residues[2];
 };
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(kThreads)
       if (is_bare(0, depth) || arguments.fills_planes) {
         fill_run(plane, arguments.height * arguments.row, thread, threads);
       } else if (arguments.residues[1] != 0) {
-        for (int row = thread / 32; row < arguments.height; row += threads / 32) {
+        for (int row = arguments.first_row + thread / 32; row < arguments.height; row += threads / 32) {
           if (is_bare(1, row)) fill_run(plane + int64_t{row} * arguments.row, arguments.row, thread % 32, 32);
         }
       }
@@ -85,8 +86,9 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 void fill_bare_rows(const Problem& problem, const PipelinedGather& gather, const T* bias, T* output,
                     cudaStream_t stream) {
-  if (gather.bare_residues[0] == 0 && gather.bare_residues[1] == 0) return;
   const Extent extent = problem.output();
+  const int64_t first_row = gather.first_bare_row();
+  if (gather.bare_residues[0] == 0 && (gather.bare_residues[1] == 0 || first_row >= extent[1])) return;
   const bool channels_first = problem.layout == Layout::ncdhw;
   const int64_t row = extent[2] * (channels_first ? 1 : problem.out_channels);
   const BareRowsArguments<T> arguments{output,
@@ -97,7 +99,8 @@ void fill_bare_rows(const Problem& problem, const PipelinedGather& gather, const
                                        static_cast<int>(row),
                                        static_cast<int>(problem.out_channels),
                                        channels_first,
-                                       gather.fills_planes,
+                                       gather.fills_planes && !gather.fills_runs,
+                                       static_cast<int>(first_row),
                                        {gather.destination_stride[0], gather.destination_stride[1]},
                                        {gather.bare_residues[0], gather.bare_residues[1]}};
   constexpr int64_t kMostOfGrid = 65535, kEnoughBlocks = 4096, kElementsOfBlock = 4096;

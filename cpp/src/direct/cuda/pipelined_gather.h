@@ -553,7 +553,7 @@ class Multiplier : Destination<T, kEntry> {
     }
   }
   __device__ __forceinline__ void wait_for_room() {
-    ptx::wait(memory_.staged_free(), staged_parity_ ^ 1);
+    ptx::wait(memory_.staged_free(), staged_parity_);
     staged_parity_ ^= 1;
   }
   // Each run of a channel at a place of its own, as far behind 16 bytes' beginning as in the destination. A row has

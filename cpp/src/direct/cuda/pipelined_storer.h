@@ -11,7 +11,7 @@ namespace convt3d::direct {
 
 // The warps that store what multiplying ones have handed over, in NCDHW; `thread` of theirs. Runs, as they lie in the
 // destination, some channels at a time, are stored in bulk, and by lanes what they have of the sectors at their ends;
-// else half types, all of a tile's, leave a word of each lane at a time.
+// rows without taps may be parts of them. Else half types, all of a tile's, leave a word of each lane at a time.
 template <class T, size_t kEntry>
 class Storer : Destination<T, kEntry> {
   using Base = Destination<T, kEntry>;
@@ -26,12 +26,14 @@ class Storer : Destination<T, kEntry> {
 
   __device__ __forceinline__ void run() {
     uint32_t parity = 0;
+    if (gather_.fills_runs) fill_runs(blockIdx.x, 0);
+    ptx::arrive(memory_.staged_free());
     for (int64_t index = blockIdx.x; index < gather_.items; index += gridDim.x) {
       const PipelinedItem item(gather_, static_cast<int>(index));
       const PipelinedPhase& phase = gather_.tables.phases[item.phase_block];
       synchronize();
       if (gather_.stores_runs) {
-        store_runs(item, phase, parity);
+        store_runs(index, item, phase, parity);
       } else if constexpr (hands_over_words(kConfiguration, sizeof(T))) {
         store_words(item, phase, parity);
       }
@@ -66,7 +68,7 @@ class Storer : Destination<T, kEntry> {
     result.sectors_end = result.end / kSector * kSector;
     return result;
   }
-  __device__ __forceinline__ void store_runs(const PipelinedItem& item, const PipelinedPhase& phase,
+  __device__ __forceinline__ void store_runs(int64_t index, const PipelinedItem& item, const PipelinedPhase& phase,
                                              uint32_t& parity) const {
 #pragma unroll 1
     for (int run = thread_; run < gather_.runs; run += 32 * gather_.storing_warps) {
@@ -78,7 +80,39 @@ class Storer : Destination<T, kEntry> {
       ptx::wait(memory_.staged_full(), parity);
       store_channels_of_runs(destination_of(item) + first * static_cast<int64_t>(arguments_.to.channel_stride),
                              min(kColumns, arguments_.to.group_channels - item.column_block * kColumns) - first);
+      if (gather_.fills_runs) {
+        const int next = first + kHanded;
+        synchronize();  // all have been copied from
+        fill_runs(next < kColumns ? index : index + gridDim.x, next < kColumns ? next : 0);
+      }
       ptx::arrive(memory_.staged_free());
+    }
+  }
+  // What rows without taps have of the channels that this item hands over next, and all others until they come: the
+  // bias, a warp for each channel of a run.
+  __device__ __forceinline__ void fill_runs(int64_t index, int first) const {
+    if (index >= gather_.items) return;
+    constexpr int kVector = 16 / sizeof(T), kTogether = 8;
+    const PipelinedItem item(gather_, static_cast<int>(index));
+    const int vectors = gather_.run_pitch / kVector, lane = thread_ % 32;
+    const int channels = arguments_.to.group_channels, first_channel = item.column_block * kColumns + first;
+#pragma unroll 1
+    for (int number = thread_ / 32; number < gather_.runs * kHanded; number += gather_.storing_warps) {
+      const int channel = first_channel + number % kHanded;
+      const bool has_bias = arguments_.bias != nullptr && channel < channels;
+      const T value = has_bias ? arguments_.bias[item.group * channels + channel] : T(0.0f);
+      alignas(16) T values[kVector];
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) values[i] = value;
+      const uint4 vector = *reinterpret_cast<const uint4*>(values);
+      uint4* place = reinterpret_cast<uint4*>(memory_.staging) + number * vectors + lane;
+#pragma unroll 1
+      for (int left = vectors - lane; left > 0; left -= kTogether * 32, place += kTogether * 32) {
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+          if (left > i * 32) place[i * 32] = vector;
+        }
+      }
     }
   }
   // A lane stores a channel of a run: its whole sectors in bulk, and what it has of those at its ends in words of 2 to
