@@ -691,9 +691,12 @@ double filling_cycles(const Problem& problem, const Target& target, const Pipeli
   if (gather.bare_residues[0] == 0 && gather.bare_residues[1] == 0) return 0;
   const double bytes_of_cycle = 17.8 * static_cast<double>(target.parallelism);
   const Extent extent = problem.output();
-  const auto count = [&](int axis, int64_t first) {
+  const auto count = [&](int axis, int64_t first) {  // from a residue 0 on
     int64_t bare = 0;
-    for (int64_t i = first; i < extent[axis]; ++i) bare += gather.is_bare(axis, i % gather.destination_stride[axis]);
+    for (int64_t residue = 0; residue < gather.destination_stride[axis]; ++residue) {
+      const int64_t left = std::max<int64_t>(extent[axis] - first - residue, 0);
+      if (gather.is_bare(axis, residue)) bare += ceil_divide<int64_t>(left, gather.destination_stride[axis]);
+    }
     return bare;
   };
   const bool fills_planes = gather.fills_planes && !gather.fills_runs;
