@@ -133,10 +133,9 @@ class Checker {
     const Plan plan = plan_direct(problem, op, target, 1 << 20);
     const Schedule& schedule = *plan.schedule;
     const bool is_pipelined = op != Operator::grad_weight && schedule.gather == Family::pipelined;
-    const bool fills_runs = is_pipelined && schedule.pipelined_gather.fills_runs;
     if (is_pipelined) pipelined_.insert(schedule.pipelined_gather.name());
-    filled_runs_ += fills_runs ? 1 : 0;
-    check(plan, plan.configuration + (fills_runs ? " with filled runs" : ""), is_pipelined);
+    filled_runs_ += is_pipelined && schedule.pipelined_gather.fills_runs ? 1 : 0;
+    check(plan, plan.configuration, is_pipelined);
   }
   void check_gemm(const Problem& problem, Operator op, int64_t limit) {
     const Plan plan = make_plan(problem, op, kHopper, limit);
