@@ -91,7 +91,9 @@ void check(const Plan& plan, const std::string& name, unsigned seed) {
   const auto grad_output = draw_values<T>(random, problem.output_elements());
   const auto bias = draw_values<T>(random, problem.out_channels);
   const Reference reference(problem, widened(input), widened(weight), widened(bias), widened(grad_output));
-  const bool has_bias = plan.op == Operator::forward && seed % 2 == 0, both = plan.op == Operator::grad_input_weight;
+  const bool fills_runs = plan.configuration.find("filled runs") != std::string::npos;  // with the bias
+  const bool has_bias = plan.op == Operator::forward && (fills_runs || seed % 2 == 0);
+  const bool both = plan.op == Operator::grad_input_weight;
   Destination<T> output(problem.output_elements()), grad_input(problem.input_elements()),
       grad_weight(problem.weight_elements()), grad_bias(problem.out_channels);
   Operands operands{input.data(), weight.data(), has_bias ? bias.data() : nullptr, grad_output.data()};
@@ -134,8 +136,10 @@ class Checker {
     const Schedule& schedule = *plan.schedule;
     const bool is_pipelined = op != Operator::grad_weight && schedule.gather == Family::pipelined;
     if (is_pipelined) pipelined_.insert(schedule.pipelined_gather.name());
-    filled_runs_ += is_pipelined && schedule.pipelined_gather.fills_runs ? 1 : 0;
-    check(plan, plan.configuration, is_pipelined);
+    const bool fills_runs = is_pipelined && schedule.pipelined_gather.fills_runs;
+    const bool changes_channels = problem.groups * schedule.pipelined_gather.column_blocks > 1;  // from tile to tile
+    filled_runs_ += fills_runs ? 1 : 0;
+    check(plan, plan.configuration + (fills_runs && changes_channels ? " of several blocks" : ""), is_pipelined);
   }
   void check_gemm(const Problem& problem, Operator op, int64_t limit) {
     const Plan plan = make_plan(problem, op, kHopper, limit);
