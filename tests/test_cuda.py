@@ -147,15 +147,22 @@ def test_direct_with_many_tiles(name: str, layout: torch.memory_format, dtype: t
 
 
 @pytest.mark.parametrize("precision", TF32_TOO)
-@pytest.mark.parametrize("name", [*MANY_RUNS, *(f"filled, {name}" for name in FILLED_RUNS)])
+@pytest.mark.parametrize("name", MANY_RUNS)
 def test_direct_with_many_runs(name: str, precision: str) -> None:
-    filled = {f"filled, {name}": ("forward", case, TF32_TOO) for name, case in FILLED_RUNS.items()}
-    operator, case, _ = {**MANY_RUNS, **filled}[name]
+    operator, case, _ = MANY_RUNS[name]
     tensors = case.tensors(CUDA, dtype_of(precision), torch.contiguous_format, seed=1)
     poison(CUDA)
     with tf32(precision == "tf32"):
         results = ours(case, tensors, operator, "direct")
     assert relative_error(results, native(case, tensors, operator, torch.float64)) <= bound_of(precision)
+
+
+@pytest.mark.parametrize("elements", [0, 1])
+@pytest.mark.parametrize("precision", TF32_TOO)
+@pytest.mark.parametrize("name", FILLED_RUNS)
+def test_direct_with_filled_runs(name: str, precision: str, elements: int) -> None:
+    """Runs that have rows without taps as well."""
+    check_copied_source(FILLED_RUNS[name], precision, elements)
 
 
 @pytest.mark.parametrize("elements", [0, 1])

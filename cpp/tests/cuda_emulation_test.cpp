@@ -82,6 +82,8 @@ class Destination {
   int64_t count_;
 };
 
+bool fills_runs(const std::string& configuration) { return configuration.find("filled runs") != std::string::npos; }
+
 template <class T>
 void check(const Plan& plan, const std::string& name, unsigned seed) {
   const Problem& problem = plan.problem;
@@ -91,8 +93,7 @@ void check(const Plan& plan, const std::string& name, unsigned seed) {
   const auto grad_output = draw_values<T>(random, problem.output_elements());
   const auto bias = draw_values<T>(random, problem.out_channels);
   const Reference reference(problem, widened(input), widened(weight), widened(bias), widened(grad_output));
-  const bool fills_runs = plan.configuration.find("filled runs") != std::string::npos;  // with the bias
-  const bool has_bias = plan.op == Operator::forward && (fills_runs || seed % 2 == 0);
+  const bool has_bias = plan.op == Operator::forward && (seed % 2 == 0 || fills_runs(plan.configuration));
   const bool both = plan.op == Operator::grad_input_weight;
   Destination<T> output(problem.output_elements()), grad_input(problem.input_elements()),
       grad_weight(problem.weight_elements()), grad_bias(problem.out_channels);
@@ -136,10 +137,9 @@ class Checker {
     const Schedule& schedule = *plan.schedule;
     const bool is_pipelined = op != Operator::grad_weight && schedule.gather == Family::pipelined;
     if (is_pipelined) pipelined_.insert(schedule.pipelined_gather.name());
-    const bool fills_runs = is_pipelined && schedule.pipelined_gather.fills_runs;
     const bool changes_channels = problem.groups * schedule.pipelined_gather.column_blocks > 1;  // from tile to tile
-    filled_runs_ += fills_runs ? 1 : 0;
-    check(plan, plan.configuration + (fills_runs && changes_channels ? " of several blocks" : ""), is_pipelined);
+    const bool fills_others = changes_channels && fills_runs(plan.configuration);
+    check(plan, plan.configuration + (fills_others ? " of several blocks" : ""), is_pipelined);
   }
   void check_gemm(const Problem& problem, Operator op, int64_t limit) {
     const Plan plan = make_plan(problem, op, kHopper, limit);
@@ -152,7 +152,9 @@ class Checker {
   }
   void finish() const {
     CHECK(pipelined_.size() == std::size(kPipelinedGathers)) << pipelined_.size() << " pipelined kernels";
-    CHECK(filled_runs_ >= 20) << filled_runs_ << " problems whose runs are filled";
+    int filled = 0;
+    for (const auto& [name, count] : counts_) filled += fills_runs(name) ? count : 0;
+    CHECK(filled >= 20) << filled << " problems whose runs are filled";
     for (const char* family : {"pipelined", "tensor", "simt", "depthwise", "gemm"}) {
       int kinds = 0;
       for (const auto& [name, count] : counts_) kinds += name.find(family) == 0 ? 1 : 0;
@@ -183,7 +185,6 @@ class Checker {
   const int most_;
   unsigned seed_ = 0;
   std::set<std::string> pipelined_;
-  int filled_runs_ = 0;
   std::map<std::string, int> counts_;
 };
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.operator_schemas import normalize_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convt3d_gemm import decision, library, selection
 from convt3d_gemm.bench.device import cache_bytes, release_memory, why_failed
 from convt3d_gemm.bench.timing import Clock, Timing, rotations, time_in_turn
 from convt3d_gemm.binding import has_backend
-from convt3d_gemm.parameters import Parameters, SizeArgument
+from convt3d_gemm.parameters import Parameters
 from convt3d_gemm.problem import OPERATORS, Problem
 
 __all__ = ["Tuning", "measure", "tune", "tune_problems"]
@@ -247,31 +248,24 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in (torch.ops.aten.convolution.default, torch.ops.aten._convolution.default):  # a traced model's
-            input, weight, _, stride, padding, dilation, transposed, output_padding, groups = args[:9]
-            if transposed:
-                self._note(input, weight, None, stride, padding, output_padding, groups, dilation)
-        elif func is torch.ops.aten.conv_transpose3d.input:  # in inference mode
-            self._note(*args, **kwargs)
-        elif func is torch.ops.convt3d_gemm.forward.default:
-            input, weight, _, stride, padding, output_padding, dilation, groups, _ = args
-            self._note(input, weight, None, stride, padding, output_padding, groups, dilation)
+        aten = torch.ops.aten
+        if func in (
+            aten.convolution.default,
+            aten._convolution.default,  # a traced model's
+            aten.conv_transpose3d.input,  # in inference mode
+            torch.ops.convt3d_gemm.forward.default,
+        ):
+            call = normalize_function(func, args, kwargs, normalize_to_only_use_kwargs=True)
+            assert call is not None  # an overload has one schema
+            if call.kwargs.get("transposed", True):
+                self._note(call.kwargs)
         return func(*args, **kwargs)
 
-    def _note(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: SizeArgument = 1,
-        padding: SizeArgument = 0,
-        output_padding: SizeArgument = 0,
-        groups: int = 1,
-        dilation: SizeArgument = 1,
-    ) -> None:
+    def _note(self, call: dict[str, Any]) -> None:
+        input, weight = call["input"], call["weight"]
         if weight.dim() != 5 or not math.prod(input.shape):
             return
         if input.dim() == 4:
             input = input.unsqueeze(0)
-        parameters = Parameters.make(stride, padding, output_padding, dilation, groups)
+        parameters = Parameters.make(*(call[name] for name in Parameters._fields))
         self._found[Problem.of("forward", input.shape, weight.shape, parameters, input)] = None

@@ -699,8 +699,8 @@ double filling_cycles(const Problem& problem, const Target& target, const Pipeli
     }
     return bare;
   };
-  const bool fills_planes = gather.fills_planes && !gather.fills_runs;
-  const int64_t planes = count(0, 0), rows_of_others = fills_planes ? extent[1] : count(1, gather.first_bare_row());
+  const int64_t planes = count(0, 0);
+  const int64_t rows_of_others = gather.fills_whole_planes() ? extent[1] : count(1, gather.first_bare_row());
   const int64_t rows = planes * extent[1] + (extent[0] - planes) * rows_of_others;
   const int64_t row = problem.batch * problem.out_channels * extent[2] * gather.element_bytes;
   return static_cast<double>(rows * row) / bytes_of_cycle;

@@ -255,7 +255,9 @@ struct PipelinedGather {
   bool copied() const { return form == SourceForm::copied; }
   bool boxed() const { return form == SourceForm::boxed; }
   bool is_bare(int axis, int64_t residue) const { return bare_residues[axis] >> residue & 1; }
-  // Rows without taps before this one, of planes that have others, are parts of runs.
+  // Whether the kernel that goes first fills planes that have taps as a whole; of others, rows without taps from this
+  // one on, since those before are parts of runs.
+  bool fills_whole_planes() const { return fills_planes && !fills_runs; }
   int64_t first_bare_row() const { return fills_runs ? tiles[1] * tile[1] * destination_stride[1] : 0; }
   CONVT3D_HOST_DEVICE int parts() const {
     return exact ? 2 : 1;

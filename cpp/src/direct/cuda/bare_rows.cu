@@ -99,7 +99,7 @@ void fill_bare_rows(const Problem& problem, const PipelinedGather& gather, const
                                        static_cast<int>(row),
                                        static_cast<int>(problem.out_channels),
                                        channels_first,
-                                       gather.fills_planes && !gather.fills_runs,
+                                       gather.fills_whole_planes(),
                                        static_cast<int>(first_row),
                                        {gather.destination_stride[0], gather.destination_stride[1]},
                                        {gather.bare_residues[0], gather.bare_residues[1]}};
