@@ -209,6 +209,26 @@ BOXED = {
     "parts of rows": Case(1, 32, 32, 1, (8, 8, 264), (3, 3, 3), (2, 2, 2), (0, 0, 1), (0, 0, 0)),
 }
 
+#: Operators that an H200 computes with windows in TF32: taps of neighbouring planes that all planes have alike.
+WINDOWS = {
+    "48 columns": ("forward", Case(4, 48, 48, 1, (16, 32, 32), (3, 3, 3), (1, 1, 1), (0, 0, 0), (0, 0, 0))),
+    "channels left over": ("forward", Case(4, 44, 40, 1, (16, 32, 32), (3, 3, 3), (1, 1, 1), (1, 1, 1), (0, 0, 0))),
+    "64 columns": ("forward", Case(8, 32, 64, 1, (18, 32, 32), (3, 5, 5), (1, 1, 1), (0, 0, 0), (0, 0, 0))),
+    "eight slots": ("forward", Case(4, 48, 24, 1, (22, 32, 32), (3, 3, 3), (1, 1, 1), (0, 0, 0), (0, 0, 0))),
+    "groups": ("forward", Case(4, 64, 96, 2, (15, 32, 32), (3, 3, 3), (1, 1, 1), (1, 1, 1), (0, 0, 0))),
+    "blocks of columns": ("forward", Case(2, 32, 96, 1, (15, 32, 32), (3, 3, 3), (1, 1, 1), (1, 1, 1), (0, 0, 0))),
+    "dilated rows": (
+        "forward",
+        Case(4, 32, 48, 1, (15, 32, 32), (3, 3, 3), (1, 1, 1), (1, 2, 2), (0, 0, 0), (1, 2, 2)),
+    ),
+    "32 columns": ("grad_input", Case(4, 32, 64, 1, (18, 24, 24), (3, 5, 7), (1, 1, 1), (0, 0, 0), (0, 0, 0))),
+    "every other plane": (
+        "grad_input",
+        Case(8, 32, 64, 1, (16, 32, 32), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0), (2, 2, 2)),
+    ),
+    "strides along rows": ("grad_input", Case(4, 48, 48, 1, (18, 32, 32), (3, 3, 3), (1, 1, 2), (1, 1, 1), (0, 0, 1))),
+}
+
 #: Depthwise forward that half types compute by bands on tensor cores: rows of outputs that are whole sectors, whole
 #: words, or that begin anywhere, and as many source rows and planes that meet an output as there is code for.
 BANDS = {

@@ -31,6 +31,7 @@ from cases import (
     OPERATORS,
     TF32_BOUND,
     TF32_TOO,
+    WINDOWS,
     Case,
     Tensors,
     bound_of,
@@ -178,6 +179,18 @@ def test_direct_with_a_copied_source(name: str, precision: str, elements: int) -
 def test_direct_with_boxes_of_the_source(name: str, elements: int) -> None:
     """The same where taps read different voxels."""
     check_copied_source(BOXED[name], "tf32", elements)
+
+
+@pytest.mark.parametrize("precision", TF32_TOO)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("name", WINDOWS)
+def test_direct_with_windows(name: str, layout: torch.memory_format, precision: str) -> None:
+    operator, case = WINDOWS[name]
+    tensors = case.tensors(CUDA, dtype_of(precision), layout, seed=1)
+    poison(CUDA)
+    with tf32(precision == "tf32"):
+        results = ours(case, tensors, operator, "direct")
+    assert relative_error(results, native(case, tensors, operator, torch.float64)) <= bound_of(precision)
 
 
 @pytest.mark.parametrize("elements", [0, 1])

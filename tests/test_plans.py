@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from cases import BOXED, COPIED, FILLED_RUNS, HALF_TYPES, MANY_RUNS, MANY_TILES, TF32_TOO, Case
+from cases import BOXED, COPIED, FILLED_RUNS, HALF_TYPES, MANY_RUNS, MANY_TILES, TF32_TOO, WINDOWS, Case
 from convt3d_gemm import _C, library
 from convt3d_gemm.costs import problem_of
 from convt3d_gemm.parameters import Triple
@@ -18,8 +18,10 @@ A100 = {"compute_capability": 80, "multiprocessors": 108, "shared_memory": 164 <
 PARTS = ("forward", "grad_input", "grad_weight")
 
 
-def planned(operator: str, layer: str, precision: str = "tf32", gpu: dict[str, int] = H200) -> _C.Plan:
-    problem = problem_of(operator, layer, precision, "ncdhw")._replace(limit=1 << 30)
+def planned(
+    operator: str, layer: str, precision: str = "tf32", gpu: dict[str, int] = H200, layout: str = "ncdhw"
+) -> _C.Plan:
+    problem = problem_of(operator, layer, precision, layout)._replace(limit=1 << 30)
     return library.plan_for(_C.Target.cuda(**gpu), "direct", problem)
 
 
@@ -84,6 +86,15 @@ def test_rows_without_taps_are_parts_of_runs(name: str) -> None:
     for precision in TF32_TOO:
         configuration = planned("forward", layer_of(FILLED_RUNS[name]), precision).configuration
         assert configuration.endswith(" handing over filled runs")
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_planes_of_the_source_serve_all_slots(name: str) -> None:
+    operator, case = WINDOWS[name]
+    for layout in ("ncdhw", "ndhwc"):
+        assert " with windows of 3" in planned(operator, layer_of(case), layout=layout).configuration
+    taps = dataclasses.replace(case, kernel=(4, *case.kernel[1:]))
+    assert " with windows" not in planned(operator, layer_of(taps)).configuration
 
 
 @pytest.mark.parametrize("name", [*COPIED, *BOXED])

@@ -139,7 +139,9 @@ class Checker {
     if (is_pipelined) pipelined_.insert(schedule.pipelined_gather.name());
     const bool changes_channels = problem.groups * schedule.pipelined_gather.column_blocks > 1;  // from tile to tile
     const bool fills_others = changes_channels && fills_runs(plan.configuration);
-    check(plan, plan.configuration + (fills_others ? " of several blocks" : ""), is_pipelined);
+    // Windows are tried with both operators, and several times.
+    check(plan, plan.configuration + (fills_others ? " of several blocks" : ""),
+          is_pipelined && schedule.pipelined_gather.window == 0);
   }
   void check_gemm(const Problem& problem, Operator op, int64_t limit) {
     const Plan plan = make_plan(problem, op, kHopper, limit);
@@ -164,12 +166,12 @@ class Checker {
   }
 
  private:
-  void check(const Plan& plan, const std::string& kernels, bool is_pipelined) {
+  void check(const Plan& plan, const std::string& kernels, bool once) {
     static const char* const kOperators[] = {"forward", "grad_input", "grad_weight", "grad_input_weight", "grad_bias"};
     ++seed_;
     std::string name = kernels + ' ' + name_of(plan.problem.dtype);
-    if (!is_pipelined) name += std::string(" ") + kOperators[static_cast<int>(plan.op)];
-    if (counts_[name]++ >= (is_pipelined ? 1 : most_)) return;
+    if (!once) name += std::string(" ") + kOperators[static_cast<int>(plan.op)];
+    if (counts_[name]++ >= (once ? 1 : most_)) return;
     switch (plan.problem.dtype) {
       case DataType::float64:
         return ::check<double>(plan, name, seed_);
@@ -247,6 +249,22 @@ int main() {
           odd.dtype = dtype;
           odd.precision = Precision::tf32;
           checker.check_direct(odd, Operator::forward, kHopper);
+        }
+      }
+    }
+  }
+  // Windows: planes that are more than whole blocks of slots, blocks of columns, groups, and one or more stages.
+  for (const DataType dtype : {DataType::float32, DataType::bfloat16}) {
+    for (const int64_t channels : {24, 32, 48, 64, 96}) {
+      for (const int64_t groups : {1, 2}) {
+        for (const Layout layout : {Layout::ncdhw, Layout::ndhwc}) {
+          Problem dense = problem_of(1, 20 * groups, channels * groups, groups, {7, 9, 16}, three, one, one, none, one);
+          dense.dtype = dtype;
+          dense.layout = layout;
+          dense.precision = Precision::tf32;
+          checker.check_direct(dense, Operator::forward, kHopper);
+          std::swap(dense.in_channels, dense.out_channels);
+          checker.check_direct(dense, Operator::grad_input, kHopper);
         }
       }
     }

@@ -87,6 +87,11 @@ class TableChecker {
       for (int i = piece.first_step; i < piece.first_step + piece.steps; ++i) {
         const PipelinedStep& step = gather_.tables.steps[i];
         CHECK(step.weights == weights) << named_;
+        if (gather_.window > 0) {
+          check_window(phase, pass, step);
+          weights += static_cast<uint32_t>(gather_.window * (gather_.unit_bytes / 16));
+          continue;
+        }
         const int set = static_cast<int>(step.code) / gather_.step_units();
         const int members = static_cast<int>(step.code) % gather_.step_units() + 1;
         CHECK(step.bands == bands_of(gather_, set)) << named_;
@@ -101,8 +106,20 @@ class TableChecker {
     }
   }
 
+  // All slots have a step's units, each at planes one further on than the slot before.
+  void check_window(const PipelinedPhase& phase, const PipelinedPass& pass, const PipelinedStep& step) {
+    const int plane_bytes = 16 * gather_.rows * gather_.row_pitch;
+    CHECK(step.code == 0) << named_;
+    for (int unit = 0; unit < gather_.window; ++unit, ++units_) {
+      const int order = gather_.unit_order[taps_++];
+      CHECK(order != PipelinedGather::kNoTap) << named_ << ": a product without a tap";
+      for (int slot = 0; slot < gather_.slots; ++slot) {
+        check_tap(phase, pass, step.shift[0] + (slot + unit) * plane_bytes, order, slot);
+      }
+    }
+  }
+
   void check_unit(const PipelinedPhase& phase, const PipelinedPass& pass, int shift, int band) {
-    const Problem& problem = named_.problem;
     int taps_of_unit = 0;
     for (int slot = band * gather_.band(); slot < (band + 1) * gather_.band(); ++slot) {
       const int order = gather_.unit_order[taps_++];
@@ -111,15 +128,20 @@ class TableChecker {
         continue;
       }
       ++taps_of_unit;
-      const int tap = order / gather_.channel_groups, group = order % gather_.channel_groups;
-      const Triple taps{tap / problem.kernel[2] / problem.kernel[1], tap / problem.kernel[2] % problem.kernel[1],
-                        tap % problem.kernel[2]};
-      const Triple residue = residues_of(gather_, phase, slot);
-      check_contact(named_, op_, gather_, offset_of(gather_, pass, shift, group), taps, residue);
-      CHECK(seen_.insert({taps[0], taps[1], taps[2], group, residue[0], residue[1], residue[2]}).second)
-          << named_ << ": a contact twice";
+      check_tap(phase, pass, shift, order, slot);
     }
     CHECK(taps_of_unit > 0) << named_ << ": a product without a tap";
+  }
+
+  void check_tap(const PipelinedPhase& phase, const PipelinedPass& pass, int shift, int order, int slot) {
+    const Problem& problem = named_.problem;
+    const int tap = order / gather_.channel_groups, group = order % gather_.channel_groups;
+    const Triple taps{tap / problem.kernel[2] / problem.kernel[1], tap / problem.kernel[2] % problem.kernel[1],
+                      tap % problem.kernel[2]};
+    const Triple residue = residues_of(gather_, phase, slot);
+    check_contact(named_, op_, gather_, offset_of(gather_, pass, shift, group), taps, residue);
+    CHECK(seen_.insert({taps[0], taps[1], taps[2], group, residue[0], residue[1], residue[2]}).second)
+        << named_ << ": a contact twice";
   }
 
   // A block's tiles are all of one group and block of columns, and each piece that they take has a stage of its own.
@@ -360,7 +382,7 @@ int main() {
   check_source_loads();
   int taken = 0, with_passes = 0, with_bare_rows = 0, with_kept_weights = 0, with_merged_groups = 0;
   int in_bulk = 0, from_registers = 0, by_others = 0, by_runs = 0, by_filled_runs = 0;
-  int in_place = 0, copied = 0, boxed = 0;
+  int in_place = 0, copied = 0, boxed = 0, with_windows = 0;
   const auto cut_and_check = [&](const NamedProblem& named, Operator op) {
     PipelinedGather gather;
     if (!cut_pipelined_gather(named.problem, op, kTarget, gather)) return std::string();
@@ -376,6 +398,7 @@ int main() {
     in_place += gather.in_place() ? 1 : 0;
     copied += gather.copied() ? 1 : 0;
     boxed += gather.boxed() ? 1 : 0;
+    with_windows += gather.window > 0 ? 1 : 0;
     with_bare_rows += gather.bare_residues[0] != 0 || gather.bare_residues[1] != 0 ? 1 : 0;
     TableChecker(named, op, gather).check();
     return gather.name();
@@ -421,8 +444,9 @@ int main() {
   CHECK(in_bulk > 100 && from_registers > 100) << in_bulk << " leave in bulk, " << from_registers << " from registers";
   CHECK(by_others > 10 && by_runs > 10) << by_others << " leave by other warps, " << by_runs << " in runs";
   CHECK(by_filled_runs > 0) << by_filled_runs << " in runs that are filled before";
-  CHECK(in_place > 100 && copied > 10 && boxed > 50)
-      << in_place << " are in place, " << copied << " copied, " << boxed << " boxed";
+  CHECK(in_place > 100 && copied > 10 && boxed > 50 && with_windows > 20)
+      << in_place << " are in place, " << copied << " copied, " << boxed << " boxed, " << with_windows
+      << " with windows";
   CHECK(reached.size() == std::size(kPipelinedGathers)) << reached.size() << " kernels reached";
 
   const auto is_taken = [&](const std::string& name, Problem problem, Operator op) {

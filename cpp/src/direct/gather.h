@@ -94,10 +94,12 @@ struct GatherConfiguration {
   int slots, columns, row_blocks;
   bool exact;
   SourceForm form = SourceForm::gathered;
+  int window =
+      0;  // pipelined kernels': taps along the depth, of slots that each have them one plane further on; 0: any
 
   constexpr bool operator==(const GatherConfiguration& other) const {
     return slots == other.slots && columns == other.columns && row_blocks == other.row_blocks && exact == other.exact &&
-           form == other.form;
+           form == other.form && window == other.window;
   }
 };
 inline constexpr GatherConfiguration kTensorGathers[] = {

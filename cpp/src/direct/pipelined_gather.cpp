@@ -34,7 +34,10 @@ Axes axes_of(const Problem& problem, Operator op, const PipelinedGather& gather)
 bool place_slots(const Extent& residues, PipelinedGather& gather) {
   int left = gather.slots, band = gather.band();
   for (int axis = 2; axis >= 0; --axis) {
-    const int64_t most = axis == 0 ? left : std::max<int64_t>(std::min<int64_t>(residues[axis], 2), std::min(band, 2));
+    const int64_t most = axis == 0 ? left
+                         : gather.window > 0
+                             ? 1
+                             : std::max<int64_t>(std::min<int64_t>(residues[axis], 2), std::min(band, 2));
     int extent = 1, bits = 0;
     for (; extent < left && extent < most; ++bits) extent *= 2;
     if (extent > residues[axis] && extent % residues[axis] != 0) return false;
@@ -80,10 +83,11 @@ int64_t written_positions(const GatherAxis& axis, int number, const PipelinedGat
 
 // What tiles walk through, whatever their size.
 struct Walk {
-  double steps = 1, units = 1;           // of an average phase, before channel groups repeat them
-  double sets = 1;                       // of bands, that they differ in
-  double passes = 1;                     // of an average phase that has taps
-  double busy = 1;                       // the share of phases that have taps
+  double steps = 1, units = 1;  // of an average phase, before channel groups repeat them: fragments, and products
+  double weights = 1;           // units of the weights for them, which all slots share that have windows
+  double sets = 1;              // of bands, that they differ in
+  double passes = 1;            // of an average phase that has taps
+  double busy = 1;              // the share of phases that have taps
   int64_t all_steps = 1, all_units = 1;  // of all phases
   int64_t reach[3] = {0, 0, 0};          // how far the offsets of one pass lie apart, at most, in its own steps
   int64_t positions[3] = {1, 1, 1};      // q, up to the last one that has something to write
@@ -120,6 +124,11 @@ struct Walk {
       const double blocks = axis < 2 ? busy_blocks : static_cast<double>(ceil_divide<int64_t>(residues, extent));
       steps *= static_cast<double>(all_offsets) / blocks;
       units *= static_cast<double>(all_contacts) / blocks;
+      if (axis == 0 && gather.window > 0) {  // one step has them all
+        all_offsets = 1;
+        all_contacts = gather.window;
+      }
+      weights *= static_cast<double>(all_contacts) / blocks;
       sets *= static_cast<double>(all_sets) / blocks;
       passes *= static_cast<double>(all_passes) / static_cast<double>(busy_blocks);
       busy *= static_cast<double>(busy_blocks) / blocks;
@@ -149,6 +158,10 @@ struct Step {
   Step(const Problem& problem, const Axes& axes, const PipelinedGather& gather, const PipelinedPhase& phase,
        const std::array<int64_t, 3>& offset, const std::array<int64_t, 3>& place)
       : place(place) {
+    if (gather.window > 0) {
+      add_window(problem, axes, phase, offset);
+      return;
+    }
     const int width = gather.slot_extent[2], height = gather.slot_extent[1];
     const auto tap_of = [&](int slot) {
       const int64_t found[3] = {axes[0].tap_at(phase.residue[0] + slot / width / height, offset[0]),
@@ -165,6 +178,17 @@ struct Step {
       if (std::all_of(taps_here.begin(), taps_here.end(), [](int64_t tap) { return tap < 0; })) continue;
       bands = static_cast<uint16_t>(bands | 1u << number);
       taps.insert(taps.end(), taps_here.begin(), taps_here.end());
+    }
+  }
+
+  // The taps of the first slot, which the others have one plane further on each.
+  void add_window(const Problem& problem, const Axes& axes, const PipelinedPhase& phase,
+                  const std::array<int64_t, 3>& offset) {
+    const int64_t height = axes[1].tap_at(phase.residue[1], offset[1]),
+                  width = axes[2].tap_at(phase.residue[2], offset[2]);
+    bands = 1;
+    for (const Contact& contact : axes[0].residues[0]) {
+      taps.push_back((contact.tap * problem.kernel[1] + height) * problem.kernel[2] + width);
     }
   }
 
@@ -234,6 +258,7 @@ class TableMaker {
     }
     pass.planes = source_extent(gather_, 0, places[0].back() - places[0].front());
     pass.rows = source_extent(gather_, 1, places[1].back() - places[1].front());
+    if (gather_.window > 0) places[0].resize(1);
     std::vector<Step> steps;
     for (const int64_t depth : places[0]) {
       for (const int64_t height : places[1]) {
@@ -418,14 +443,16 @@ bool divide_memory(const Problem& problem, Operator op, const Target& target, co
         fixed + source_stages * gather.source_stage_bytes + gather.weight_stages * gather.weight_stage_bytes;
     return true;
   };
-  const auto all_units = static_cast<int64_t>(std::ceil(walk.units / walk.passes)) * gather.channel_groups;
+  const auto all_units = static_cast<int64_t>(std::ceil(walk.weights / walk.passes)) * gather.channel_groups;
   if (gather.keeps_weights) {
     gather.piece_units = static_cast<int>(all_units);
     return share(gather.channel_blocks, gather.channel_blocks);
   }
-  const int64_t least = int64_t{gather.bands()} * gather.step_units();
+  // Of windows, whole steps, and more than one: of two stages with a step each the next always comes too late.
+  const int64_t step = gather.window > 0 ? gather.window : 1;
+  const int64_t least = gather.window > 0 ? 2 * step : int64_t{gather.bands()} * gather.step_units();
   for (const int64_t pieces_bytes : {32 << 10, 16 << 10, 8 << 10}) {
-    const int64_t units = std::max(least, pieces_bytes / gather.unit_bytes);
+    const int64_t units = std::max(least, pieces_bytes / gather.unit_bytes / step * step);
     gather.piece_units = static_cast<int>(std::min(units, std::max(all_units, least)));
     if (share(2, kMostStages)) return true;
   }
@@ -503,7 +530,8 @@ WayOut way_out_of(const Problem& problem, Operator op, const Axes& axes, const P
     const int word = row % 8 == 0 ? 8 : row % 2 == 0 ? 2 : 1;  // of a lane
     out.storing = 48 * destinations / (32 * word) / gather.storing_warps;
   } else if (by_channels) {
-    out.multiplying = of_thread * (!is_half ? 35 : row % 2 == 0 ? 23 : 40);
+    // With windows fitted to 32 measured choices, here and below.
+    out.multiplying = of_thread * (gather.window > 0 ? (is_half ? 110 : 80) : !is_half ? 35 : row % 2 == 0 ? 23 : 40);
   } else {
     out.multiplying = of_thread * (gather.stores_in_bulk ? (is_half ? 30 : 50) : is_half ? 54 : 71);
   }
@@ -547,13 +575,14 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
   const auto tile_cycles = [&](double share) {
     const double passes = share > 0 ? walk.passes : 0;
     const double steps = share * walk.steps / walk.passes, units = share * walk.units / walk.passes;
+    const double weights = share * walk.weights / walk.passes;
     const double sets = std::max(share * walk.sets / walk.passes, 1.0);
     const double stages = passes * gather.channel_blocks, chunks = stages * gather.channel_groups;
-    const double pieces = stages * std::ceil(units * gather.channel_groups / gather.piece_units);
+    const double pieces = stages * std::ceil(weights * gather.channel_groups / gather.piece_units);
     // Resources of a multiprocessor. Channels lie apart in NCDHW, so that short rows waste parts of the 32-byte sectors
     // at their ends; and short runs of what is written, those of DRAM's pages.
     const double source_bytes = chunks * 32 * gather.lines() * gather.used_pitch;
-    const double weight_bytes = gather.keeps_weights ? 0 : chunks * units * gather.unit_bytes;
+    const double weight_bytes = gather.keeps_weights ? 0 : chunks * weights * gather.unit_bytes;
     const double sector = by_channels ? 18.7 * 32.0 / bytes : 0;
     const double loads = (1 + sector / run) * source_bytes + weight_bytes;
     const double multiply =
@@ -567,12 +596,13 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
     const double dispatches = stages * std::max(sets, steps * gather.channel_groups / gather.step_units());
     const double folds = gather.exact ? 1.94 * fragments * gather.slots * gather.row_blocks * gather.columns : 0;
     const double drain = flows ? 0 : gather.keeps_weights ? 150 : 245;
-    const double waits = gather.in_place() ? 837 * pieces
-                                           : dispatches * (gather.boxed()       ? 150
-                                                           : gather.bands() > 2 ? 210
-                                                                                : 91) +
-                                                 fragments * gather.row_blocks * parts * (gather.boxed() ? 40 : 17) +
-                                                 folds + drain * pieces + 300;
+    const double waits = gather.window > 0   ? 300 + 40 * pieces
+                         : gather.in_place() ? 837 * pieces
+                                             : dispatches * (gather.boxed()       ? 150
+                                                             : gather.bands() > 2 ? 210
+                                                                                  : 91) +
+                                                   fragments * gather.row_blocks * parts * (gather.boxed() ? 40 : 17) +
+                                                   folds + drain * pieces + 300;
     const double chain = waits + (gather.boxed() ? 1.15 : 1) * out.multiplying;
     const double loading = gather.copied()  ? stages * 600
                            : gather.boxed() ? stages * 400
@@ -594,7 +624,11 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
   const double box =
       (gather.source_stages == 2 ? 0.04 : 0) + (flows ? 0.02 * (gather.channel_groups - 1) - 0.04 : -0.08);
   const double slower = (by_channels ? 0 : 0.15 / gather.channel_groups + (gather.source_stages == 2 ? 0.04 : 0)) +
-                        (gather.in_place() ? 0.074 : 0) + out.slower +
+                        (gather.in_place() ? 0.074 : 0) +
+                        (gather.window == 0 ? 0
+                         : bytes == 2       ? 0.13
+                                            : 0.07) +
+                        out.slower +
                         // Of a source that is copied, to 200 choices; two blocks take turns with the way out.
                         (gather.boxed() ? box : 0) +
                         (gather.copied() ? (gather.warpgroups == 2 && gather.storing_warps == 0 ? 0.15 : 0.12) : 0);
@@ -825,12 +859,28 @@ bool can_hand_over(const Problem& problem, Operator op, const PipelinedGather& g
   return hands_over_words(gather.configuration(), gather.element_bytes) && has_pairs;
 }
 
+// Whether all slots have the same taps along the depth, as many as the kernel has, each slot one plane further on.
+bool has_windows(const GatherAxis& depth, const PipelinedGather& gather) {
+  if (depth.destination_stride != gather.slots) return false;
+  const std::vector<Contact>& first = depth.residues[0];
+  if (static_cast<int>(first.size()) != gather.window) return false;
+  for (int slot = 0; slot < gather.slots; ++slot) {
+    const std::vector<Contact>& own = depth.residues[slot];
+    if (own.size() != first.size()) return false;
+    for (int i = 0; i < gather.window; ++i) {
+      if (own[i].tap != first[i].tap || own[i].offset != first[0].offset + slot + i) return false;
+    }
+  }
+  return true;
+}
+
 // Tries the kernel that `gather` names, with every way to cut the source's residues and channels into stages.
 void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Target& target, int64_t sources,
                 const PipelinedGather& kernel, double& least, PipelinedGather& best) {
   const int64_t group_channels = 32 / gather_element_bytes(problem);
+  if (kernel.window > 0 && !has_windows(axes[0], kernel)) return;
   for (const int split : {0, 1, 2}) {  // axes whose residues have passes of their own
-    if (split > 0 && axes[split - 1].source_stride == 1) continue;
+    if (split > 0 && (axes[split - 1].source_stride == 1 || kernel.window > 0)) continue;
     PipelinedGather gather = kernel;
     for (int axis = 0; axis < split; ++axis) gather.passes[axis] = static_cast<int>(axes[axis].source_stride);
     if (!set_strides(problem, op, axes, gather)) continue;
@@ -860,7 +910,7 @@ void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Tar
           gather.stores_runs = storing.runs;
           gather.fills_runs = false;
           // One warp has boxes copied, others watch.
-          if (gather.boxed() && watches_source(gather.slots, gather.columns) && gather.source_threads() < 64) continue;
+          if (gather.boxed() && watches_source(gather.configuration()) && gather.source_threads() < 64) continue;
           if (gather.storing_warps > 0 && !can_hand_over(problem, op, gather)) continue;
           set_way_out(problem, op, gather);
           try_tiles(problem, op, axes, target, walk, gather, least, best);
@@ -882,11 +932,12 @@ void try_kernels(const Problem& problem, Operator op, const Target& target, Pipe
     if (configuration.exact != gather.exact) continue;
     // No more columns than channels, but for the smallest.
     if (configuration.columns > 8 && configuration.columns >= destinations + 16) continue;
-    if (gather.has_gaps && !watches_source(configuration.slots, configuration.columns)) continue;
+    if (gather.has_gaps && !watches_source(configuration)) continue;
     gather.slots = configuration.slots;
     gather.columns = configuration.columns;
     gather.row_blocks = configuration.row_blocks;
     gather.form = configuration.form;
+    gather.window = configuration.window;
     gather.column_blocks = static_cast<int>(ceil_divide<int64_t>(destinations, gather.columns));
     gather.unit_bytes = 32 * gather.columns * gather.band() * gather.parts();
     if (place_slots(residues, gather)) {
@@ -911,7 +962,8 @@ std::string PipelinedGather::name() const {
           : in_place() ? " in place"
           : copied()   ? " copied"
           : boxed()    ? " boxed"
-                       : "");
+                       : "") +
+         (window > 0 ? " with windows of " + std::to_string(window) : "");
 }
 
 SourceLoads source_loads(const Problem& problem, Operator op, const PipelinedGather& gather, uintptr_t address) {

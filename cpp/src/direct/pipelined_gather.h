@@ -26,7 +26,8 @@ namespace convt3d::direct {
 // the source where it lies in shared memory, 64 positions in eights of neighbours along the width that are equally far
 // apart; the others have loaded it from there to registers, any positions once for all slots. In NCDHW some have copied
 // it in bulk: half types where all taps of a tile read the same positions, whose voxels are one run of each channel,
-// and floats that TF32 takes as boxes of the volume, zeros beyond it included.
+// and floats that TF32 takes as boxes of the volume, zeros beyond it included. Those with windows have neighbouring
+// planes as slots, and one step for all of a position's planes, whose products are in an order that the compiler knows.
 inline constexpr GatherConfiguration kPipelinedGathers[] = {
     {1, 8, 2, false},
     {1, 16, 2, false},
@@ -71,13 +72,24 @@ inline constexpr GatherConfiguration kPipelinedGathers[] = {
     {8, 8, 2, false, SourceForm::boxed},
     {8, 16, 2, false, SourceForm::boxed},
     {8, 32, 1, false, SourceForm::boxed},
+
+    {4, 32, 1, false, SourceForm::gathered, 3},
+    {4, 48, 1, false, SourceForm::gathered, 3},
+    {4, 64, 1, false, SourceForm::gathered, 3},
+    {8, 24, 1, false, SourceForm::gathered, 3},
 };
 
 // Slots in a band. A product of 8 or 16 columns takes about as long as one of 32.
-constexpr CONVT3D_HOST_DEVICE int band_slots(int slots, int columns) {
+constexpr CONVT3D_HOST_DEVICE int band_slots(const GatherConfiguration& configuration) {
   int band = 1;
-  while (2 * band <= slots && band * columns < 32) band *= 2;
+  if (configuration.window > 0) return band;
+  while (2 * band <= configuration.slots && band * configuration.columns < 32) band *= 2;
   return band;
+}
+
+// Of the kernels whose slots have windows: planes of the source that a position's slots read, one tap after the other.
+constexpr CONVT3D_HOST_DEVICE int window_planes(const GatherConfiguration& configuration) {
+  return configuration.slots + configuration.window - 1;
 }
 
 // The sets of bands, as bits, that a step may have taps for. Two bands or one along each axis, or a window of them.
@@ -106,8 +118,8 @@ constexpr CONVT3D_HOST_DEVICE int loading_warpgroups(const GatherConfiguration& 
 // Whether a tile's products go on from one piece of the weights to the next, instead of all having been made at the end
 // of each: where a step is of one kind alone. With more kinds, or fragments of 16 bytes, it took more than it gave.
 constexpr bool flows_through_pieces(const GatherConfiguration& configuration) {
-  return configuration.form == SourceForm::boxed &&
-         band_slots(configuration.slots, configuration.columns) == configuration.slots;
+  return configuration.window > 0 ||
+         (configuration.form == SourceForm::boxed && band_slots(configuration) == configuration.slots);
 }
 
 // Units that one step has at most: its products hide what a warp does between two steps, but its fragments, two steps'
@@ -115,15 +127,16 @@ constexpr bool flows_through_pieces(const GatherConfiguration& configuration) {
 // caches.
 constexpr int kMaximumUnitsOfStep = 4;
 constexpr int units_together(const GatherConfiguration& configuration) {
-  if (configuration.exact) return 1;
+  if (configuration.exact || configuration.window > 0) return 1;
   if (configuration.form == SourceForm::in_place) return kMaximumUnitsOfStep;
   const int sums = sums_of_thread(configuration);
-  const int bands = configuration.slots / band_slots(configuration.slots, configuration.columns);
+  const int bands = configuration.slots / band_slots(configuration);
   return bands <= 2 && sums <= 96 && loading_warpgroups(configuration) == 2 ? kMaximumUnitsOfStep : 2;
 }
 
 // Units of some offsets of the source that the same bands have taps for. A unit is the 32 bytes of channels of one tap
-// for each slot of a band, by all columns.
+// for each slot of a band, by all columns. With windows, those of an offset along height and width, and of all taps
+// along the depth, which all slots share; the shift is that of the first slot's first one.
 struct PipelinedStep {
   int32_t shift[kMaximumUnitsOfStep]{};  // from a position's own place in the stage's source to theirs, in bytes
   uint32_t weights = 0;                  // where its units begin in their piece, in 16 bytes
@@ -249,6 +262,8 @@ struct PipelinedGather {
   bool fills_planes = false;  // rows without taps are filled together with those between them, which come after
   bool fills_runs = false;    // runs have rows without taps as well, which are put into shared memory before the others
 
+  int window = 0;  // see GatherConfiguration
+
   CONVT3D_HOST_DEVICE int box_bytes() const { return samples * stage_channels() * channel_pitch; }
   CONVT3D_HOST_DEVICE int stage_channels() const { return channel_groups * 32 / element_bytes; }
   bool in_place() const { return form == SourceForm::in_place; }
@@ -262,10 +277,10 @@ struct PipelinedGather {
   CONVT3D_HOST_DEVICE int parts() const {
     return exact ? 2 : 1;
   }  // of a float32: what tf32 holds, and what that leaves over
-  GatherConfiguration configuration() const { return {slots, columns, row_blocks, exact, form}; }
+  GatherConfiguration configuration() const { return {slots, columns, row_blocks, exact, form, window}; }
   int step_units() const { return units_together(configuration()); }  // at most
   CONVT3D_HOST_DEVICE int64_t weight_bytes() const { return packed_bytes - (has_gaps ? 16 : 0); }
-  CONVT3D_HOST_DEVICE int band() const { return band_slots(slots, columns); }
+  int band() const { return band_slots(configuration()); }
   int bands() const { return slots / band(); }
   CONVT3D_HOST_DEVICE int positions() const { return 64 * warpgroups * row_blocks; }
   CONVT3D_HOST_DEVICE int tile_positions() const { return samples * tile[0] * tile[1] * tile[2]; }
@@ -314,8 +329,8 @@ inline Problem with_merged_groups(Problem problem, int merged) {
 }
 
 // Whether a kernel's loading warps watch for what is not finite: where its weights may have gaps.
-constexpr CONVT3D_HOST_DEVICE bool watches_source(int slots, int columns) {
-  return band_slots(slots, columns) > 1 || (slots == 1 && columns <= 16);
+constexpr CONVT3D_HOST_DEVICE bool watches_source(const GatherConfiguration& configuration) {
+  return band_slots(configuration) > 1 || (configuration.slots == 1 && configuration.columns <= 16);
 }
 
 // Elements from one channel to the next of what leaves through shared memory in NCDHW: 16 bytes more than the voxels

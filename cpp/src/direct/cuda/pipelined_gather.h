@@ -22,8 +22,10 @@
 // tensor cores' rate, or its bytes. With 64 columns and more, products run at cuBLAS's rate; below, shared memory
 // bounds it, which gives 16 cycles to 64 positions and columns / 4 to a product's weights: with fragments once for all
 // slots, but such that loads and products wait for each other (of 2 x 64 columns 40 cycles a product instead of 32), in
-// place for each product, and beside it. Where writing should bound it, taking turns does, unless sums are handed over:
-// on kb73 in TF32 a multiplying warp is on the way out for half its time, and multiplies nothing meanwhile.
+// place for each product, and beside it. With windows a fragment serves two products and more of four or eight slots,
+// weights serve them all, and nothing waits but for the products two groups before. Where writing should bound it,
+// taking turns does, unless sums are handed over: on kb73 in TF32 a multiplying warp is on the way out for half its
+// time, and multiplies nothing meanwhile.
 //
 // Here are the multiplying warps and the kernel; those that load the source, copy weights and store are in files of
 // their own, and what all of them share is in pipelined_block.h.
@@ -107,7 +109,14 @@ class Multiplier : Destination<T, kEntry> {
       for_each_sum([&](int block, int slot, int i) { totals(block, slot, i) = 0.0f; });
       if (gather_.keeps_weights) weights = {};  // the stages that the first tile's came to
       if constexpr (kFlows) {
-        if (phase.passes > 0) multiply_tile({item, phase}, source, weights);
+        if (phase.passes > 0) {
+          Course course{item, phase, source, weights};
+          if constexpr (kWindow > 0) {
+            multiply_windows(course);
+          } else {
+            multiply_tile(course);
+          }
+        }
       } else {
         for (int number = 0; number < phase.passes; ++number) {
           const PipelinedPass& pass = gather_.tables.passes[phase.first_pass + number];
@@ -161,7 +170,7 @@ class Multiplier : Destination<T, kEntry> {
   static constexpr bool kCopied = kConfiguration.form == SourceForm::copied;
   static constexpr bool kBoxed = kConfiguration.form == SourceForm::boxed;
   static constexpr int kParts = kExact ? 2 : 1;
-  static constexpr int kBand = band_slots(kSlots, kColumns), kBands = kSlots / kBand;
+  static constexpr int kBand = band_slots(kConfiguration), kBands = kSlots / kBand;
   static constexpr int kProductColumns = kBand * kColumns;
   static constexpr int kUnit = 2 * kProductColumns;              // 16-byte rows of a unit's part
   static constexpr int kDepth = units_together(kConfiguration);  // of a step, at most
@@ -170,6 +179,7 @@ class Multiplier : Destination<T, kEntry> {
   static constexpr int kPositions = 64 * kRowBlocks;
   static constexpr int kHanded = handed_columns(kConfiguration, sizeof(T));
   static constexpr bool kFlows = flows_through_pieces(kConfiguration);
+  static constexpr int kWindow = kConfiguration.window, kPlanes = kWindow > 0 ? window_planes(kConfiguration) : 1;
   using Staged = std::conditional_t<sizeof(T) == 2, T, float>;  // on the way out, in NCDHW
   using Sums = float[kRowBlocks][kSlots][kColumns / 2];
   // Of a step: of each unit, what its rows are multiplied by; in place, how far on they are, in 16 bytes.
@@ -220,6 +230,22 @@ class Multiplier : Destination<T, kEntry> {
     return kBoxed ? stage + 4 * ((item.first[2] + pass.origin[2]) & 3) : stage;
   }
 
+  // The positions of a block that are `shift` further on than its own, or 32 bytes of their channels.
+  __device__ __forceinline__ void load_fragment(uint32_t (&fragment)[4], int block, uint32_t shift) const {
+    if constexpr (kBoxed) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t value = ptx::load_shared(rows_[2 * block + i % 2] + shift + i / 2 * gather_.half_stride);
+        // Rounded here and not where it is multiplied: there the register may be one that products still read.
+        fragment[i] = ptx::opaque(ptx::nearly_rounded_for_tf32(value));
+      }
+    } else if constexpr (kCopied) {
+      ptx::load_matrices_transposed(fragment, rows_[block] + shift);
+    } else {
+      ptx::load_matrices(fragment, rows_[block] + shift);
+    }
+  }
+
   // A step's fragments; of one that has fewer, the last again.
   __device__ __forceinline__ void load(Fragments& fragments, const PipelinedStep& step, uint32_t source) const {
 #pragma unroll
@@ -230,19 +256,7 @@ class Multiplier : Destination<T, kEntry> {
 #pragma unroll
         for (int block = 0; block < kRowBlocks; ++block) {
           uint32_t (&fragment)[4] = fragments[k][0][block];
-          if constexpr (kBoxed) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              const uint32_t place = rows_[2 * block + i % 2] + (source + step.shift[k]);
-              const uint32_t value = ptx::load_shared(place + i / 2 * gather_.half_stride);
-              // Rounded here and not where it is multiplied: there the register may be one that products still read.
-              fragment[i] = ptx::opaque(ptx::nearly_rounded_for_tf32(value));
-            }
-          } else if constexpr (kCopied) {
-            ptx::load_matrices_transposed(fragment, rows_[block] + (source + step.shift[k]));
-          } else {
-            ptx::load_matrices(fragment, rows_[block] + (source + step.shift[k]));
-          }
+          load_fragment(fragment, block, source + step.shift[k]);
           if constexpr (kExact) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -442,63 +456,180 @@ class Multiplier : Destination<T, kEntry> {
 #endif
   }
 
-  // The same from piece to piece: at the end of one its last products are under way, too.
-  struct Place {
+  // Where products are that go on from piece to piece, and from stage to stage: at the end of one its last products are
+  // under way, too.
+  struct Course {
     const PipelinedItem& item;
     const PipelinedPhase& phase;
+    Ring &source, &weights;
     int pass = 0, block = 0, piece = 0;
+    const PipelinedStep* steps = nullptr;  // from this one on
+    int left = 0;                          // of them in the piece
+    uint32_t stage = 0, base = 0;          // where its source and its weights are
   };
-  __device__ __forceinline__ void multiply_tile(Place at, Ring& source, Ring& weights) {
+  __device__ __forceinline__ const PipelinedPass& pass_of(const Course& at) const {
+    return gather_.tables.passes[at.phase.first_pass + at.pass];
+  }
+  __device__ __forceinline__ void begin_piece(Course& at) const {
+    if (at.piece == 0) ptx::wait(memory_.source_full(at.source.stage), at.source.parity);
+    ptx::wait(memory_.weights_full(at.weights.stage), at.weights.parity);
+    const WeightPiece& piece = gather_.tables.pieces[pass_of(at).first_piece + at.piece];
+    at.steps = gather_.tables.steps + piece.first_step;
+    at.left = piece.steps;
+    at.stage = first_of_stage(at.item, pass_of(at), at.source);
+    at.base = ptx::wgmma_columns(memory_.weights + at.weights.stage * static_cast<uint32_t>(gather_.weight_stage_bytes),
+                                 kProductColumns * 16);
+  }
+  // Whether there is another one.
+  __device__ __forceinline__ bool end_piece(Course& at) {
+    if (!gather_.keeps_weights) weights_to_free_ = memory_.weights_free(at.weights.stage);
+    at.weights.advance(gather_.weight_stages);
+    if (++at.piece < pass_of(at).pieces) return true;
+    at.piece = 0;
+    source_to_free_ = memory_.source_free(at.source.stage);
+    at.source.advance(gather_.source_stages);
+    if (++at.block < gather_.channel_blocks) return true;
+    at.block = 0;
+    return ++at.pass < at.phase.passes;
+  }
+  __device__ __forceinline__ void multiply_tile(Course at) {
 #if CONVT3D_HAS_WGMMA
-    const PipelinedStep* steps = nullptr;
-    int left = 0;  // of them in the piece
-    uint32_t source_offset = 0, base = 0;
-    const auto pass_of = [&]() -> const PipelinedPass& { return gather_.tables.passes[at.phase.first_pass + at.pass]; };
-    const auto begin = [&] {
-      if (at.piece == 0) ptx::wait(memory_.source_full(source.stage), source.parity);
-      ptx::wait(memory_.weights_full(weights.stage), weights.parity);
-      const WeightPiece& piece = gather_.tables.pieces[pass_of().first_piece + at.piece];
-      steps = gather_.tables.steps + piece.first_step;
-      left = piece.steps;
-      source_offset = first_of_stage(at.item, pass_of(), source);
-      base = ptx::wgmma_columns(memory_.weights + weights.stage * static_cast<uint32_t>(gather_.weight_stage_bytes),
-                                kProductColumns * 16);
-    };
-    const auto end = [&] {  // whether there is another piece
-      if (!gather_.keeps_weights) weights_to_free_ = memory_.weights_free(weights.stage);
-      weights.advance(gather_.weight_stages);
-      if (++at.piece < pass_of().pieces) return true;
-      at.piece = 0;
-      source_to_free_ = memory_.source_free(source.stage);
-      source.advance(gather_.source_stages);
-      if (++at.block < gather_.channel_blocks) return true;
-      at.block = 0;
-      return ++at.pass < at.phase.passes;
-    };
-    begin();
+    begin_piece(at);
     Fragments fragments[2];
-    PipelinedStep next[2] = {steps[0], steps[1]};
-    load(fragments[0], next[0], source_offset);
+    PipelinedStep next[2] = {at.steps[0], at.steps[1]};
+    load(fragments[0], next[0], at.stage);
     for (;;) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        multiply(fragments[i], next[i].code, base + next[i].weights, true);
+        multiply(fragments[i], next[i].code, at.base + next[i].weights, true);
         ptx::wait_for_products<1>();
         free_stages();
-        if (--left > 0) {
-          ++steps;
+        if (--at.left > 0) {
+          ++at.steps;
         } else {
-          if (!end()) {
+          if (!end_piece(at)) {
             ptx::wait_for_products<0>();
             return free_stages();
           }
-          begin();
-          next[1 - i] = steps[0];
+          begin_piece(at);
+          next[1 - i] = at.steps[0];
         }
-        next[i] = steps[1];
-        load(fragments[1 - i], next[1 - i], source_offset);
+        next[i] = at.steps[1];
+        load(fragments[1 - i], next[1 - i], at.stage);
       }
     }
+#endif
+  }
+
+  // Where all slots have windows of the planes, a step is one offset along height and width. Its planes' fragments are
+  // loaded once each, and multiplied for all slots that they are in the window of, in groups of about as many products.
+  // While one group is under way, those before it have given their registers to planes further on, or to the next step.
+  static constexpr int kGroups = kSlots;
+  static constexpr int kHeldPlanes = kPlanes > 6 ? kPlanes / 2 : kPlanes;  // in registers
+  static_assert(kPlanes % kHeldPlanes == 0);
+  static constexpr int slots_of_plane(int plane) {
+    const int from_first = plane + 1, to_last = kPlanes - plane, most = kWindow < kSlots ? kWindow : kSlots;
+    const int least = from_first < to_last ? from_first : to_last;
+    return least < most ? least : most;
+  }
+  static constexpr int first_plane_of(int group) {
+    int plane = 0;
+    for (int products = 0; plane < kPlanes; ++plane) {
+      products += slots_of_plane(plane);
+      if ((products - 1) * kGroups >= group * kSlots * kWindow) break;
+    }
+    return plane;
+  }
+  template <int kGroup>
+  static constexpr int kFirstPlane = first_plane_of(kGroup);
+  using Planes = uint32_t[kHeldPlanes][kRowBlocks][4];
+  __device__ __forceinline__ void load_plane(Planes& planes, int plane, uint32_t source) const {
+#pragma unroll
+    for (int block = 0; block < kRowBlocks; ++block) {
+      load_fragment(planes[plane % kHeldPlanes][block], block, source + plane * plane_bytes_);
+    }
+  }
+  // In place of the planes of a group, which have been multiplied: those that come next.
+  template <int kGroup>
+  __device__ __forceinline__ void load_behind(Planes& planes, uint32_t source, uint32_t next_source) const {
+#pragma unroll
+    for (int plane = kFirstPlane<kGroup>; plane < kFirstPlane<kGroup + 1>; ++plane) {
+      const int next = plane + kHeldPlanes;
+      if (next < kPlanes) {
+        load_plane(planes, next, source);
+      } else {
+        load_plane(planes, next - kPlanes, next_source);
+      }
+    }
+  }
+  template <int kGroup>
+  __device__ __forceinline__ void multiply_planes(const Planes& planes, uint32_t weights) {
+#if CONVT3D_HAS_WGMMA
+    ptx::begin_products();
+#pragma unroll
+    for (int plane = kFirstPlane<kGroup>; plane < kFirstPlane<kGroup + 1>; ++plane) {
+#pragma unroll
+      for (int slot = 0; slot < kSlots; ++slot) {
+        if (slot > plane || slot + kWindow <= plane) continue;
+#pragma unroll
+        for (int block = 0; block < kRowBlocks; ++block) {
+          ptx::Wgmma<T, kColumns>::run(sums_[block][slot], planes[plane % kHeldPlanes][block],
+                                       ptx::wgmma_descriptor(weights + (plane - slot) * kUnit));
+        }
+      }
+    }
+    ptx::commit_products();
+    ptx::wait_for_products<1>();
+#endif
+  }
+  // The groups of a step in turn. `advance` is called before the first plane of the next step is loaded, and tells
+  // where that is.
+  template <int kGroup, class Advance>
+  __device__ __forceinline__ void multiply_groups(Planes& planes, uint32_t source, uint32_t& next_source,
+                                                  uint32_t weights, const Advance& advance) {
+    if constexpr (kGroup < kGroups) {
+      multiply_planes<kGroup>(planes, weights);
+      if constexpr (kGroup == 0) {
+        load_behind<kGroups - 1>(planes, source, source);
+        free_stages();
+      } else {
+        constexpr bool kIsNext = kFirstPlane<kGroup> + kHeldPlanes > kPlanes;
+        constexpr bool kWasNext = kFirstPlane<kGroup - 1> + kHeldPlanes > kPlanes;
+        if constexpr (kIsNext && !kWasNext) next_source = advance();
+        load_behind<kGroup - 1>(planes, source, next_source);
+      }
+      multiply_groups<kGroup + 1>(planes, source, next_source, weights, advance);
+    }
+  }
+  __device__ __forceinline__ void multiply_windows(Course at) {
+#if CONVT3D_HAS_WGMMA
+    begin_piece(at);
+    Planes planes;
+    bool has_next = true;
+    uint32_t source = at.stage + at.steps->shift[0], weights = at.base + at.steps->weights, next_weights = 0;
+    const auto advance = [&] {  // beyond the last step its planes are loaded again
+      if (--at.left > 0) {
+        ++at.steps;
+      } else {
+        has_next = end_piece(at);
+        if (!has_next) return source;
+        begin_piece(at);
+      }
+      next_weights = at.base + at.steps->weights;
+      return at.stage + at.steps->shift[0];
+    };
+#pragma unroll
+    for (int plane = 0; plane < kHeldPlanes; ++plane) {
+      if (plane + kPlanes - kHeldPlanes < kFirstPlane<kGroups - 1>) load_plane(planes, plane, source);
+    }
+    while (has_next) {
+      uint32_t next_source = 0;
+      multiply_groups<0>(planes, source, next_source, weights, advance);
+      source = next_source;
+      weights = next_weights;
+    }
+    ptx::wait_for_products<0>();
+    free_stages();
 #endif
   }
 
@@ -945,6 +1076,7 @@ class Multiplier : Destination<T, kEntry> {
   const PipelinedMemory& memory_;
   const int thread_, lane_, warpgroup_;
   uint32_t rows_[kBoxed ? 2 * kRowBlocks : kRowBlocks];
+  const uint32_t plane_bytes_ = 16 * gather_.rows * gather_.row_pitch;  // of a stage's source, for windows
   uint32_t staged_parity_ = 0;
   // Barriers of stages that products may still be read from, in place and from piece to piece.
   uint32_t weights_to_free_ = 0, source_to_free_ = 0;
@@ -959,7 +1091,7 @@ __global__ void __launch_bounds__(128 * (2 + loading_warpgroups(kPipelinedGather
 #if CONVT3D_HAS_WGMMA
   constexpr GatherConfiguration kConfiguration = kPipelinedGathers[kEntry];
   constexpr bool kBoxed = kConfiguration.form == SourceForm::boxed;
-  constexpr bool kWatches = watches_source(kConfiguration.slots, kConfiguration.columns);
+  constexpr bool kWatches = watches_source(kConfiguration);
   CONVT3D_DYNAMIC_SHARED(128, shared);
   const PipelinedGather& gather = arguments.gather;
   const PipelinedMemory memory(shared, gather);
