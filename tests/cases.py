@@ -229,6 +229,24 @@ WINDOWS = {
     "strides along rows": ("grad_input", Case(4, 48, 48, 1, (18, 32, 32), (3, 3, 3), (1, 1, 2), (1, 1, 1), (0, 0, 1))),
 }
 
+#: Forward that an H200 computes with cubes in TF32: kernel 3 and stride 2 along each axis, where the first residue has
+#: one tap; sources that are boxes or not, rows of any length, channels and columns left over.
+CUBES = {
+    "decoder": Case(2, 128, 64, 1, (16, 16, 32), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+    "rows of 33": Case(2, 128, 64, 1, (16, 16, 33), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+    "odd ends": Case(2, 128, 64, 1, (16, 16, 32), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    "groups": Case(2, 256, 128, 2, (12, 16, 32), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+    "left over": Case(2, 100, 40, 1, (16, 16, 32), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+    "short rows": Case(4, 96, 32, 1, (10, 12, 20), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+    "padding of the kernel": Case(2, 128, 64, 1, (16, 16, 32), (3, 3, 3), (2, 2, 2), (3, 1, 3), (1, 1, 1)),
+}
+
+#: Both.
+PATTERNS = {
+    **{f"windows, {name}": of for name, of in WINDOWS.items()},
+    **{f"cubes, {name}": ("forward", case) for name, case in CUBES.items()},
+}
+
 #: Depthwise forward that half types compute by bands on tensor cores: rows of outputs that are whole sectors, whole
 #: words, or that begin anywhere, and as many source rows and planes that meet an output as there is code for.
 BANDS = {

@@ -29,7 +29,7 @@ from cases import (
     MANY_TILES,
     NAMED,
     OPERATORS,
-    WINDOWS,
+    PATTERNS,
     Case,
     dtype_of,
     ours,
@@ -86,7 +86,7 @@ def calls(device: torch.device, algorithms: list[str]) -> list[Callable[[], None
     forward += [("forward", case, precision) for case in FILLED_RUNS.values() for precision in ("bfloat16", "tf32")]
     forward += [("forward", case, "tf32") for case in BOXED.values()]
     forward += [("forward", case, "bfloat16") for case in BANDS.values()]
-    windows = [(operator, case, "tf32") for operator, case in WINDOWS.values()]
+    patterns = [(operator, case, "tf32") for operator, case in PATTERNS.values()]
     backward = [("grad_input", case, "bfloat16") for case in GRAD_INPUT_BANDS.values()]
     depthwise = [
         (operator, case, precision)
@@ -97,7 +97,7 @@ def calls(device: torch.device, algorithms: list[str]) -> list[Callable[[], None
         functools.partial(
             compute, device, "direct", case, operator, torch.contiguous_format, dtype_of(precision), True, 1 << 30
         )
-        for operator, case, precision in (*handed_over, *forward, *windows, *backward, *depthwise)
+        for operator, case, precision in (*handed_over, *forward, *patterns, *backward, *depthwise)
         if "direct" in algorithms
     ]
     return [*bias_gradients, *operators, *special]

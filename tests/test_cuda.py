@@ -21,6 +21,7 @@ from cases import (
     BOUNDS,
     BOXED,
     COPIED,
+    CUBES,
     FILLED_RUNS,
     GRAD_INPUT_BANDS,
     HALF_TYPES,
@@ -29,9 +30,9 @@ from cases import (
     MANY_TILES,
     NAMED,
     OPERATORS,
+    PATTERNS,
     TF32_BOUND,
     TF32_TOO,
-    WINDOWS,
     Case,
     Tensors,
     bound_of,
@@ -183,14 +184,21 @@ def test_direct_with_boxes_of_the_source(name: str, elements: int) -> None:
 
 @pytest.mark.parametrize("precision", TF32_TOO)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("name", WINDOWS)
-def test_direct_with_windows(name: str, layout: torch.memory_format, precision: str) -> None:
-    operator, case = WINDOWS[name]
+@pytest.mark.parametrize("name", PATTERNS)
+def test_direct_with_patterns(name: str, layout: torch.memory_format, precision: str) -> None:
+    operator, case = PATTERNS[name]
     tensors = case.tensors(CUDA, dtype_of(precision), layout, seed=1)
     poison(CUDA)
     with tf32(precision == "tf32"):
         results = ours(case, tensors, operator, "direct")
     assert relative_error(results, native(case, tensors, operator, torch.float64)) <= bound_of(precision)
+
+
+@pytest.mark.parametrize("elements", [0, 1])
+@pytest.mark.parametrize("precision", TF32_TOO)
+@pytest.mark.parametrize("name", CUBES)
+def test_direct_with_cubes_of_a_shifted_source(name: str, precision: str, elements: int) -> None:
+    check_copied_source(CUBES[name], precision, elements)
 
 
 @pytest.mark.parametrize("elements", [0, 1])

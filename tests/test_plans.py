@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from cases import BOXED, COPIED, FILLED_RUNS, HALF_TYPES, MANY_RUNS, MANY_TILES, TF32_TOO, WINDOWS, Case
+from cases import BOXED, COPIED, CUBES, FILLED_RUNS, HALF_TYPES, MANY_RUNS, MANY_TILES, TF32_TOO, WINDOWS, Case
 from convt3d_gemm import _C, library
 from convt3d_gemm.costs import problem_of
 from convt3d_gemm.parameters import Triple
@@ -92,9 +92,21 @@ def test_rows_without_taps_are_parts_of_runs(name: str) -> None:
 def test_planes_of_the_source_serve_all_slots(name: str) -> None:
     operator, case = WINDOWS[name]
     for layout in ("ncdhw", "ndhwc"):
-        assert " with windows of 3" in planned(operator, layer_of(case), layout=layout).configuration
+        assert " with windows" in planned(operator, layer_of(case), layout=layout).configuration
     taps = dataclasses.replace(case, kernel=(4, *case.kernel[1:]))
     assert " with windows" not in planned(operator, layer_of(taps)).configuration
+
+
+@pytest.mark.parametrize("name", CUBES)
+def test_neighbours_of_the_source_serve_all_residues(name: str) -> None:
+    case = CUBES[name]
+    assert " with cubes" in planned("forward", layer_of(case)).configuration
+    for other in (
+        dataclasses.replace(case, kernel=(3, 3, 4)),
+        dataclasses.replace(case, padding=(0, 0, 0)),
+        dataclasses.replace(case, stride=(1, 2, 2), output_padding=(0, 1, 1)),
+    ):
+        assert " with cubes" not in planned("forward", layer_of(other)).configuration
 
 
 @pytest.mark.parametrize("name", [*COPIED, *BOXED])

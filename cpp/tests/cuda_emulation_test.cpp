@@ -139,9 +139,9 @@ class Checker {
     if (is_pipelined) pipelined_.insert(schedule.pipelined_gather.name());
     const bool changes_channels = problem.groups * schedule.pipelined_gather.column_blocks > 1;  // from tile to tile
     const bool fills_others = changes_channels && fills_runs(plan.configuration);
-    // Windows are tried with both operators, and several times.
+    // Patterns are tried with both operators, and several times.
     check(plan, plan.configuration + (fills_others ? " of several blocks" : ""),
-          is_pipelined && schedule.pipelined_gather.window == 0);
+          is_pipelined && !schedule.pipelined_gather.has_pattern());
   }
   void check_gemm(const Problem& problem, Operator op, int64_t limit) {
     const Plan plan = make_plan(problem, op, kHopper, limit);
@@ -265,6 +265,20 @@ int main() {
           checker.check_direct(dense, Operator::forward, kHopper);
           std::swap(dense.in_channels, dense.out_channels);
           checker.check_direct(dense, Operator::grad_input, kHopper);
+        }
+      }
+    }
+  }
+  // Cubes: one block of slots beyond the volume or not, blocks of columns, groups, and one or more stages.
+  for (const DataType dtype : {DataType::float32, DataType::bfloat16}) {
+    for (const int64_t groups : {1, 2}) {
+      for (const Layout layout : {Layout::ncdhw, Layout::ndhwc}) {
+        for (const Extent& beyond : {none, one}) {
+          Problem up = problem_of(1, 64 * groups, 40 * groups, groups, {3, 5, 8}, three, two, one, beyond, one);
+          up.dtype = dtype;
+          up.layout = layout;
+          up.precision = Precision::tf32;
+          checker.check_direct(up, Operator::forward, kHopper);
         }
       }
     }

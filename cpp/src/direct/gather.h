@@ -87,6 +87,10 @@ struct PhaseBlock {
 // there.
 enum class SourceForm : uint8_t { gathered, in_place, copied, boxed };
 
+// What a kernel's steps are: those of a list, or, of pipelined kernels alone, all alike and in the kernel's code, see
+// StepPattern there.
+enum class Pattern : uint8_t { listed, windows, cubes };
+
 // The kernels that there are: sums for `slots` residues by `columns` channels by 16 * row_blocks positions, in
 // slots * columns * row_blocks / 2 registers of a thread. The exact ones, float32 as three products of TF32, which are
 // folded into sums of their own, have twice as many.
@@ -94,12 +98,11 @@ struct GatherConfiguration {
   int slots, columns, row_blocks;
   bool exact;
   SourceForm form = SourceForm::gathered;
-  int window =
-      0;  // pipelined kernels': taps along the depth, of slots that each have them one plane further on; 0: any
+  Pattern pattern = Pattern::listed;
 
   constexpr bool operator==(const GatherConfiguration& other) const {
     return slots == other.slots && columns == other.columns && row_blocks == other.row_blocks && exact == other.exact &&
-           form == other.form && window == other.window;
+           form == other.form && pattern == other.pattern;
   }
 };
 inline constexpr GatherConfiguration kTensorGathers[] = {

@@ -35,7 +35,7 @@ bool place_slots(const Extent& residues, PipelinedGather& gather) {
   int left = gather.slots, band = gather.band();
   for (int axis = 2; axis >= 0; --axis) {
     const int64_t most = axis == 0 ? left
-                         : gather.window > 0
+                         : gather.pattern == Pattern::windows
                              ? 1
                              : std::max<int64_t>(std::min<int64_t>(residues[axis], 2), std::min(band, 2));
     int extent = 1, bits = 0;
@@ -84,7 +84,7 @@ int64_t written_positions(const GatherAxis& axis, int number, const PipelinedGat
 // What tiles walk through, whatever their size.
 struct Walk {
   double steps = 1, units = 1;  // of an average phase, before channel groups repeat them: fragments, and products
-  double weights = 1;           // units of the weights for them, which all slots share that have windows
+  double weights = 1;           // units of the weights for them, which windows share
   double sets = 1;              // of bands, that they differ in
   double passes = 1;            // of an average phase that has taps
   double busy = 1;              // the share of phases that have taps
@@ -124,10 +124,9 @@ struct Walk {
       const double blocks = axis < 2 ? busy_blocks : static_cast<double>(ceil_divide<int64_t>(residues, extent));
       steps *= static_cast<double>(all_offsets) / blocks;
       units *= static_cast<double>(all_contacts) / blocks;
-      if (axis == 0 && gather.window > 0) {  // one step has them all
-        all_offsets = 1;
-        all_contacts = gather.window;
-      }
+      const bool is_windows = gather.pattern == Pattern::windows && axis == 0;
+      if (is_windows || gather.pattern == Pattern::cubes) all_offsets = 1;  // one step has them all
+      if (is_windows) all_contacts = StepPattern(gather.configuration()).units();
       weights *= static_cast<double>(all_contacts) / blocks;
       sets *= static_cast<double>(all_sets) / blocks;
       passes *= static_cast<double>(all_passes) / static_cast<double>(busy_blocks);
@@ -158,8 +157,8 @@ struct Step {
   Step(const Problem& problem, const Axes& axes, const PipelinedGather& gather, const PipelinedPhase& phase,
        const std::array<int64_t, 3>& offset, const std::array<int64_t, 3>& place)
       : place(place) {
-    if (gather.window > 0) {
-      add_window(problem, axes, phase, offset);
+    if (gather.has_pattern()) {
+      add_pattern(problem, axes, gather, phase, offset);
       return;
     }
     const int width = gather.slot_extent[2], height = gather.slot_extent[1];
@@ -181,14 +180,21 @@ struct Step {
     }
   }
 
-  // The taps of the first slot, which the others have one plane further on each.
-  void add_window(const Problem& problem, const Axes& axes, const PipelinedPhase& phase,
-                  const std::array<int64_t, 3>& offset) {
-    const int64_t height = axes[1].tap_at(phase.residue[1], offset[1]),
-                  width = axes[2].tap_at(phase.residue[2], offset[2]);
+  // The taps of a pattern's units, whose first part is at this offset.
+  void add_pattern(const Problem& problem, const Axes& axes, const PipelinedGather& gather, const PipelinedPhase& phase,
+                   const std::array<int64_t, 3>& offset) {
+    const StepPattern pattern(gather.configuration());
     bands = 1;
-    for (const Contact& contact : axes[0].residues[0]) {
-      taps.push_back((contact.tap * problem.kernel[1] + height) * problem.kernel[2] + width);
+    for (int unit = 0; unit < pattern.units(); ++unit) {
+      // Along each axis, the residue's and the offset's distance from the first.
+      const auto tap_along = [&](int axis, int residue, int further) {
+        return axes[axis].tap_at(phase.residue[axis] + residue, offset[axis] + further);
+      };
+      const auto tap_of_digit = [&](int axis, int digit) { return tap_along(axis, digit > 0, digit > 1); };
+      const int64_t depth = pattern.is_windows() ? tap_along(0, 0, unit) : tap_of_digit(0, unit / 9);
+      const int64_t height = tap_of_digit(1, pattern.is_windows() ? 0 : unit / 3 % 3);
+      const int64_t width = tap_of_digit(2, pattern.is_windows() ? 0 : unit % 3);
+      taps.push_back((depth * problem.kernel[1] + height) * problem.kernel[2] + width);
     }
   }
 
@@ -258,7 +264,11 @@ class TableMaker {
     }
     pass.planes = source_extent(gather_, 0, places[0].back() - places[0].front());
     pass.rows = source_extent(gather_, 1, places[1].back() - places[1].front());
-    if (gather_.window > 0) places[0].resize(1);
+    if (gather_.has_pattern()) places[0].resize(1);
+    if (gather_.pattern == Pattern::cubes) {
+      places[1].resize(1);
+      places[2].resize(1);
+    }
     std::vector<Step> steps;
     for (const int64_t depth : places[0]) {
       for (const int64_t height : places[1]) {
@@ -448,9 +458,11 @@ bool divide_memory(const Problem& problem, Operator op, const Target& target, co
     gather.piece_units = static_cast<int>(all_units);
     return share(gather.channel_blocks, gather.channel_blocks);
   }
-  // Of windows, whole steps, and more than one: of two stages with a step each the next always comes too late.
-  const int64_t step = gather.window > 0 ? gather.window : 1;
-  const int64_t least = gather.window > 0 ? 2 * step : int64_t{gather.bands()} * gather.step_units();
+  // Of patterns, whole steps, and of windows more than one: of two stages with a step each the next comes too late.
+  const int64_t step = gather.has_pattern() ? StepPattern(gather.configuration()).units() : 1;
+  const int64_t least = !gather.has_pattern()                ? int64_t{gather.bands()} * gather.step_units()
+                        : gather.pattern == Pattern::windows ? 2 * step
+                                                             : step;
   for (const int64_t pieces_bytes : {32 << 10, 16 << 10, 8 << 10}) {
     const int64_t units = std::max(least, pieces_bytes / gather.unit_bytes / step * step);
     gather.piece_units = static_cast<int>(std::min(units, std::max(all_units, least)));
@@ -530,8 +542,11 @@ WayOut way_out_of(const Problem& problem, Operator op, const Axes& axes, const P
     const int word = row % 8 == 0 ? 8 : row % 2 == 0 ? 2 : 1;  // of a lane
     out.storing = 48 * destinations / (32 * word) / gather.storing_warps;
   } else if (by_channels) {
-    // With windows fitted to 32 measured choices, here and below.
-    out.multiplying = of_thread * (gather.window > 0 ? (is_half ? 110 : 80) : !is_half ? 35 : row % 2 == 0 ? 23 : 40);
+    // With patterns fitted to 40 measured choices, here and below.
+    out.multiplying = of_thread * (gather.has_pattern() ? (is_half ? 110 : 80)
+                                   : !is_half           ? 35
+                                   : row % 2 == 0       ? 23
+                                                        : 40);
   } else {
     out.multiplying = of_thread * (gather.stores_in_bulk ? (is_half ? 30 : 50) : is_half ? 54 : 71);
   }
@@ -596,13 +611,13 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
     const double dispatches = stages * std::max(sets, steps * gather.channel_groups / gather.step_units());
     const double folds = gather.exact ? 1.94 * fragments * gather.slots * gather.row_blocks * gather.columns : 0;
     const double drain = flows ? 0 : gather.keeps_weights ? 150 : 245;
-    const double waits = gather.window > 0   ? 300 + 40 * pieces
-                         : gather.in_place() ? 837 * pieces
-                                             : dispatches * (gather.boxed()       ? 150
-                                                             : gather.bands() > 2 ? 210
-                                                                                  : 91) +
-                                                   fragments * gather.row_blocks * parts * (gather.boxed() ? 40 : 17) +
-                                                   folds + drain * pieces + 300;
+    const double waits = gather.has_pattern() ? 300 + 40 * pieces
+                         : gather.in_place()  ? 837 * pieces
+                                              : dispatches * (gather.boxed()       ? 150
+                                                              : gather.bands() > 2 ? 210
+                                                                                   : 91) +
+                                                    fragments * gather.row_blocks * parts * (gather.boxed() ? 40 : 17) +
+                                                    folds + drain * pieces + 300;
     const double chain = waits + (gather.boxed() ? 1.15 : 1) * out.multiplying;
     const double loading = gather.copied()  ? stages * 600
                            : gather.boxed() ? stages * 400
@@ -625,9 +640,9 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
       (gather.source_stages == 2 ? 0.04 : 0) + (flows ? 0.02 * (gather.channel_groups - 1) - 0.04 : -0.08);
   const double slower = (by_channels ? 0 : 0.15 / gather.channel_groups + (gather.source_stages == 2 ? 0.04 : 0)) +
                         (gather.in_place() ? 0.074 : 0) +
-                        (gather.window == 0 ? 0
-                         : bytes == 2       ? 0.13
-                                            : 0.07) +
+                        (!gather.has_pattern() ? 0
+                         : bytes == 2          ? 0.13
+                                               : 0.07) +
                         out.slower +
                         // Of a source that is copied, to 200 choices; two blocks take turns with the way out.
                         (gather.boxed() ? box : 0) +
@@ -852,6 +867,7 @@ struct Storing {
 // slot, by pairs of matrices.
 bool can_hand_over(const Problem& problem, Operator op, const PipelinedGather& gather) {
   if (problem.layout != Layout::ncdhw || !hands_over_runs(gather.configuration())) return false;
+  if (gather.stores_runs && gather.pattern == Pattern::cubes) return false;  // kb73 in TF32 0.62 ms, then 0.70
   if (gather.stores_runs) {
     return !has_whole_sectors(problem, op) && gather.slot_extent[2] == gather.destination_stride[2];
   }
@@ -859,28 +875,43 @@ bool can_hand_over(const Problem& problem, Operator op, const PipelinedGather& g
   return hands_over_words(gather.configuration(), gather.element_bytes) && has_pairs;
 }
 
-// Whether all slots have the same taps along the depth, as many as the kernel has, each slot one plane further on.
+// Whether all slots are neighbouring planes with three taps, each slot's one plane further on.
 bool has_windows(const GatherAxis& depth, const PipelinedGather& gather) {
+  const int taps = StepPattern(gather.configuration()).units();
   if (depth.destination_stride != gather.slots) return false;
   const std::vector<Contact>& first = depth.residues[0];
-  if (static_cast<int>(first.size()) != gather.window) return false;
   for (int slot = 0; slot < gather.slots; ++slot) {
     const std::vector<Contact>& own = depth.residues[slot];
-    if (own.size() != first.size()) return false;
-    for (int i = 0; i < gather.window; ++i) {
+    if (static_cast<int>(own.size()) != taps) return false;
+    for (int i = 0; i < taps; ++i) {
       if (own[i].tap != first[i].tap || own[i].offset != first[0].offset + slot + i) return false;
     }
   }
   return true;
 }
 
+// Whether of two residues the first has one tap, and the second one there and one at the next offset.
+bool has_edge_of_cubes(const GatherAxis& axis) {
+  if (axis.destination_stride != 2 || axis.residues[0].size() != 1 || axis.residues[1].size() != 2) return false;
+  const int64_t offset = axis.residues[0][0].offset;
+  return axis.residues[1][0].offset == offset && axis.residues[1][1].offset == offset + 1;
+}
+
+// Whether the kernel's pattern is the problem's. In NDHWC few columns leave 128 bytes at a time, which is slower than
+// cubes are faster: unet3d_k3s2 0.167 and 0.191 ms in TF32.
+bool suits_pattern(const Problem& problem, const Axes& axes, const PipelinedGather& gather) {
+  if (gather.pattern == Pattern::listed) return true;
+  if (gather.pattern == Pattern::windows) return has_windows(axes[0], gather);
+  return problem.layout == Layout::ncdhw && std::all_of(axes.begin(), axes.end(), has_edge_of_cubes);
+}
+
 // Tries the kernel that `gather` names, with every way to cut the source's residues and channels into stages.
 void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Target& target, int64_t sources,
                 const PipelinedGather& kernel, double& least, PipelinedGather& best) {
   const int64_t group_channels = 32 / gather_element_bytes(problem);
-  if (kernel.window > 0 && !has_windows(axes[0], kernel)) return;
+  if (!suits_pattern(problem, axes, kernel)) return;
   for (const int split : {0, 1, 2}) {  // axes whose residues have passes of their own
-    if (split > 0 && (axes[split - 1].source_stride == 1 || kernel.window > 0)) continue;
+    if (split > 0 && (axes[split - 1].source_stride == 1 || kernel.has_pattern())) continue;
     PipelinedGather gather = kernel;
     for (int axis = 0; axis < split; ++axis) gather.passes[axis] = static_cast<int>(axes[axis].source_stride);
     if (!set_strides(problem, op, axes, gather)) continue;
@@ -937,7 +968,7 @@ void try_kernels(const Problem& problem, Operator op, const Target& target, Pipe
     gather.columns = configuration.columns;
     gather.row_blocks = configuration.row_blocks;
     gather.form = configuration.form;
-    gather.window = configuration.window;
+    gather.pattern = configuration.pattern;
     gather.column_blocks = static_cast<int>(ceil_divide<int64_t>(destinations, gather.columns));
     gather.unit_bytes = 32 * gather.columns * gather.band() * gather.parts();
     if (place_slots(residues, gather)) {
@@ -963,7 +994,9 @@ std::string PipelinedGather::name() const {
           : copied()   ? " copied"
           : boxed()    ? " boxed"
                        : "") +
-         (window > 0 ? " with windows of " + std::to_string(window) : "");
+         (pattern == Pattern::windows ? " with windows"
+          : pattern == Pattern::cubes ? " with cubes"
+                                      : "");
 }
 
 SourceLoads source_loads(const Problem& problem, Operator op, const PipelinedGather& gather, uintptr_t address) {

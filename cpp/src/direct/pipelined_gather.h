@@ -26,8 +26,8 @@ namespace convt3d::direct {
 // the source where it lies in shared memory, 64 positions in eights of neighbours along the width that are equally far
 // apart; the others have loaded it from there to registers, any positions once for all slots. In NCDHW some have copied
 // it in bulk: half types where all taps of a tile read the same positions, whose voxels are one run of each channel,
-// and floats that TF32 takes as boxes of the volume, zeros beyond it included. Those with windows have neighbouring
-// planes as slots, and one step for all of a position's planes, whose products are in an order that the compiler knows.
+// and floats that TF32 takes as boxes of the volume, zeros beyond it included. The last ones have a step's pattern in
+// their code.
 inline constexpr GatherConfiguration kPipelinedGathers[] = {
     {1, 8, 2, false},
     {1, 16, 2, false},
@@ -73,24 +73,54 @@ inline constexpr GatherConfiguration kPipelinedGathers[] = {
     {8, 16, 2, false, SourceForm::boxed},
     {8, 32, 1, false, SourceForm::boxed},
 
-    {4, 32, 1, false, SourceForm::gathered, 3},
-    {4, 48, 1, false, SourceForm::gathered, 3},
-    {4, 64, 1, false, SourceForm::gathered, 3},
-    {8, 24, 1, false, SourceForm::gathered, 3},
+    {4, 32, 1, false, SourceForm::gathered, Pattern::windows},
+    {4, 48, 1, false, SourceForm::gathered, Pattern::windows},
+    {4, 64, 1, false, SourceForm::gathered, Pattern::windows},
+    {8, 24, 1, false, SourceForm::gathered, Pattern::windows},
+
+    {8, 32, 1, false, SourceForm::gathered, Pattern::cubes},
+    {8, 32, 1, false, SourceForm::boxed, Pattern::cubes},
 };
 
 // Slots in a band. A product of 8 or 16 columns takes about as long as one of 32.
 constexpr CONVT3D_HOST_DEVICE int band_slots(const GatherConfiguration& configuration) {
   int band = 1;
-  if (configuration.window > 0) return band;
+  if (configuration.pattern != Pattern::listed) return band;
   while (2 * band <= configuration.slots && band * configuration.columns < 32) band *= 2;
   return band;
 }
 
-// Of the kernels whose slots have windows: planes of the source that a position's slots read, one tap after the other.
-constexpr CONVT3D_HOST_DEVICE int window_planes(const GatherConfiguration& configuration) {
-  return configuration.slots + configuration.window - 1;
-}
+// A step that a kernel has in its code: parts of the source, each of which is loaded once and multiplied for all slots
+// that have a tap there, by units of the weights in an order of the pattern's own.
+//   windows: slots are neighbouring planes with three taps along the depth, each slot's one plane further on, and share
+//     their units. Parts are planes, at one offset along height and width.
+//   cubes: slots are the residues of stride 2 along each axis, of which the first has one tap, and the second another
+//   at
+//     the same offset and one at the next. Parts are 2 x 2 x 2 neighbours; the bits of slots and parts are their
+//     places.
+struct StepPattern {
+  Pattern pattern;
+  int slots;
+
+  constexpr CONVT3D_HOST_DEVICE explicit StepPattern(const GatherConfiguration& configuration)
+      : pattern(configuration.pattern), slots(configuration.slots) {}
+  constexpr CONVT3D_HOST_DEVICE bool is_windows() const { return pattern == Pattern::windows; }
+  constexpr CONVT3D_HOST_DEVICE int units() const { return is_windows() ? 3 : 27; }
+  constexpr CONVT3D_HOST_DEVICE int parts() const { return is_windows() ? slots + 2 : 8; }
+  constexpr CONVT3D_HOST_DEVICE bool has(int part, int slot) const {
+    return is_windows() ? slot <= part && part <= slot + 2 : (slot & part) == part;
+  }
+  // Of cubes, a digit to base 3 for each axis: 0 for the first residue's tap, 1 and 2 for the second one's.
+  constexpr CONVT3D_HOST_DEVICE int unit(int part, int slot) const {
+    return is_windows() ? part - slot
+                        : 9 * ((part >> 2 & 1) + (slot >> 2 & 1)) + 3 * ((part >> 1 & 1) + (slot >> 1 & 1)) +
+                              (part & 1) + (slot & 1);
+  }
+  // From the step's own place to a part's, by what lies between planes, rows and voxels.
+  constexpr CONVT3D_HOST_DEVICE int shift(int part, int plane, int row, int voxel) const {
+    return is_windows() ? part * plane : (part >> 2 & 1) * plane + (part >> 1 & 1) * row + (part & 1) * voxel;
+  }
+};
 
 // The sets of bands, as bits, that a step may have taps for. Two bands or one along each axis, or a window of them.
 inline constexpr uint8_t kSetsOf1[] = {1};
@@ -118,7 +148,7 @@ constexpr CONVT3D_HOST_DEVICE int loading_warpgroups(const GatherConfiguration& 
 // Whether a tile's products go on from one piece of the weights to the next, instead of all having been made at the end
 // of each: where a step is of one kind alone. With more kinds, or fragments of 16 bytes, it took more than it gave.
 constexpr bool flows_through_pieces(const GatherConfiguration& configuration) {
-  return configuration.window > 0 ||
+  return configuration.pattern != Pattern::listed ||
          (configuration.form == SourceForm::boxed && band_slots(configuration) == configuration.slots);
 }
 
@@ -127,7 +157,7 @@ constexpr bool flows_through_pieces(const GatherConfiguration& configuration) {
 // caches.
 constexpr int kMaximumUnitsOfStep = 4;
 constexpr int units_together(const GatherConfiguration& configuration) {
-  if (configuration.exact || configuration.window > 0) return 1;
+  if (configuration.exact || configuration.pattern != Pattern::listed) return 1;
   if (configuration.form == SourceForm::in_place) return kMaximumUnitsOfStep;
   const int sums = sums_of_thread(configuration);
   const int bands = configuration.slots / band_slots(configuration);
@@ -135,8 +165,7 @@ constexpr int units_together(const GatherConfiguration& configuration) {
 }
 
 // Units of some offsets of the source that the same bands have taps for. A unit is the 32 bytes of channels of one tap
-// for each slot of a band, by all columns. With windows, those of an offset along height and width, and of all taps
-// along the depth, which all slots share; the shift is that of the first slot's first one.
+// for each slot of a band, by all columns. Of a pattern all units, and the shift of its first part.
 struct PipelinedStep {
   int32_t shift[kMaximumUnitsOfStep]{};  // from a position's own place in the stage's source to theirs, in bytes
   uint32_t weights = 0;                  // where its units begin in their piece, in 16 bytes
@@ -262,10 +291,11 @@ struct PipelinedGather {
   bool fills_planes = false;  // rows without taps are filled together with those between them, which come after
   bool fills_runs = false;    // runs have rows without taps as well, which are put into shared memory before the others
 
-  int window = 0;  // see GatherConfiguration
+  Pattern pattern = Pattern::listed;
 
   CONVT3D_HOST_DEVICE int box_bytes() const { return samples * stage_channels() * channel_pitch; }
   CONVT3D_HOST_DEVICE int stage_channels() const { return channel_groups * 32 / element_bytes; }
+  bool has_pattern() const { return pattern != Pattern::listed; }
   bool in_place() const { return form == SourceForm::in_place; }
   bool copied() const { return form == SourceForm::copied; }
   bool boxed() const { return form == SourceForm::boxed; }
@@ -277,7 +307,7 @@ struct PipelinedGather {
   CONVT3D_HOST_DEVICE int parts() const {
     return exact ? 2 : 1;
   }  // of a float32: what tf32 holds, and what that leaves over
-  GatherConfiguration configuration() const { return {slots, columns, row_blocks, exact, form, window}; }
+  GatherConfiguration configuration() const { return {slots, columns, row_blocks, exact, form, pattern}; }
   int step_units() const { return units_together(configuration()); }  // at most
   CONVT3D_HOST_DEVICE int64_t weight_bytes() const { return packed_bytes - (has_gaps ? 16 : 0); }
   int band() const { return band_slots(configuration()); }

@@ -22,8 +22,8 @@
 // tensor cores' rate, or its bytes. With 64 columns and more, products run at cuBLAS's rate; below, shared memory
 // bounds it, which gives 16 cycles to 64 positions and columns / 4 to a product's weights: with fragments once for all
 // slots, but such that loads and products wait for each other (of 2 x 64 columns 40 cycles a product instead of 32), in
-// place for each product, and beside it. With windows a fragment serves two products and more of four or eight slots,
-// weights serve them all, and nothing waits but for the products two groups before. Where writing should bound it,
+// place for each product, and beside it. With a pattern a fragment serves two products and more of four or eight
+// slots, and nothing waits but for the products two groups before. Where writing should bound it,
 // taking turns does, unless sums are handed over: on kb73 in TF32 a multiplying warp is on the way out for half its
 // time, and multiplies nothing meanwhile.
 //
@@ -111,8 +111,8 @@ class Multiplier : Destination<T, kEntry> {
       if constexpr (kFlows) {
         if (phase.passes > 0) {
           Course course{item, phase, source, weights};
-          if constexpr (kWindow > 0) {
-            multiply_windows(course);
+          if constexpr (kConfiguration.pattern != Pattern::listed) {
+            multiply_pattern(course);
           } else {
             multiply_tile(course);
           }
@@ -179,7 +179,6 @@ class Multiplier : Destination<T, kEntry> {
   static constexpr int kPositions = 64 * kRowBlocks;
   static constexpr int kHanded = handed_columns(kConfiguration, sizeof(T));
   static constexpr bool kFlows = flows_through_pieces(kConfiguration);
-  static constexpr int kWindow = kConfiguration.window, kPlanes = kWindow > 0 ? window_planes(kConfiguration) : 1;
   using Staged = std::conditional_t<sizeof(T) == 2, T, float>;  // on the way out, in NCDHW
   using Sums = float[kRowBlocks][kSlots][kColumns / 2];
   // Of a step: of each unit, what its rows are multiplied by; in place, how far on they are, in 16 bytes.
@@ -521,60 +520,64 @@ class Multiplier : Destination<T, kEntry> {
 #endif
   }
 
-  // Where all slots have windows of the planes, a step is one offset along height and width. Its planes' fragments are
-  // loaded once each, and multiplied for all slots that they are in the window of, in groups of about as many products.
-  // While one group is under way, those before it have given their registers to planes further on, or to the next step.
-  static constexpr int kGroups = kSlots;
-  static constexpr int kHeldPlanes = kPlanes > 6 ? kPlanes / 2 : kPlanes;  // in registers
-  static_assert(kPlanes % kHeldPlanes == 0);
-  static constexpr int slots_of_plane(int plane) {
-    const int from_first = plane + 1, to_last = kPlanes - plane, most = kWindow < kSlots ? kWindow : kSlots;
-    const int least = from_first < to_last ? from_first : to_last;
-    return least < most ? least : most;
-  }
-  static constexpr int first_plane_of(int group) {
-    int plane = 0;
-    for (int products = 0; plane < kPlanes; ++plane) {
-      products += slots_of_plane(plane);
-      if ((products - 1) * kGroups >= group * kSlots * kWindow) break;
+  // Where steps have a pattern, its parts are loaded once each, and multiplied for all slots that have a tap there, in
+  // groups of about as many products. While one group is under way, those before it have given their registers to parts
+  // further on, or to the next step's.
+  static constexpr int kStepParts = StepPattern(kConfiguration).parts();
+  static constexpr int kGroups = StepPattern(kConfiguration).is_windows() ? kSlots : 6;
+  // In registers, until the next ones take their places; of ten planes half.
+  static constexpr int kHeldParts = kStepParts > 8 ? kStepParts / 2 : kStepParts;
+  static_assert(kStepParts % kHeldParts == 0);
+  static constexpr int products_before(int part) {
+    int products = 0;
+    for (int i = 0; i < part * kSlots; ++i) {
+      products += StepPattern(kConfiguration).has(i / kSlots, i % kSlots) ? 1 : 0;
     }
-    return plane;
+    return products;
+  }
+  static constexpr int first_part_of(int group) {
+    int part = 0;
+    while (part < kStepParts && products_before(part) * kGroups < group * products_before(kStepParts)) ++part;
+    return part;
   }
   template <int kGroup>
-  static constexpr int kFirstPlane = first_plane_of(kGroup);
-  using Planes = uint32_t[kHeldPlanes][kRowBlocks][4];
-  __device__ __forceinline__ void load_plane(Planes& planes, int plane, uint32_t source) const {
+  static constexpr int kFirstPart = first_part_of(kGroup);
+  using Parts = uint32_t[kHeldParts][kRowBlocks][4];
+  __device__ __forceinline__ void load_part(Parts& parts, int part, uint32_t source) const {
+    constexpr StepPattern kPattern(kConfiguration);
 #pragma unroll
     for (int block = 0; block < kRowBlocks; ++block) {
-      load_fragment(planes[plane % kHeldPlanes][block], block, source + plane * plane_bytes_);
+      const int shift = kPattern.shift(part, plane_bytes_, row_bytes_, kVoxelBytes);
+      load_fragment(parts[part % kHeldParts][block], block, source + shift);
     }
   }
-  // In place of the planes of a group, which have been multiplied: those that come next.
+  // In place of the parts of a group, which have been multiplied: those that come next.
   template <int kGroup>
-  __device__ __forceinline__ void load_behind(Planes& planes, uint32_t source, uint32_t next_source) const {
+  __device__ __forceinline__ void load_behind(Parts& parts, uint32_t source, uint32_t next_source) const {
 #pragma unroll
-    for (int plane = kFirstPlane<kGroup>; plane < kFirstPlane<kGroup + 1>; ++plane) {
-      const int next = plane + kHeldPlanes;
-      if (next < kPlanes) {
-        load_plane(planes, next, source);
+    for (int part = kFirstPart<kGroup>; part < kFirstPart<kGroup + 1>; ++part) {
+      const int next = part + kHeldParts;
+      if (next < kStepParts) {
+        load_part(parts, next, source);
       } else {
-        load_plane(planes, next - kPlanes, next_source);
+        load_part(parts, next - kStepParts, next_source);
       }
     }
   }
   template <int kGroup>
-  __device__ __forceinline__ void multiply_planes(const Planes& planes, uint32_t weights) {
+  __device__ __forceinline__ void multiply_parts(const Parts& parts, uint32_t weights) {
 #if CONVT3D_HAS_WGMMA
+    constexpr StepPattern kPattern(kConfiguration);
     ptx::begin_products();
 #pragma unroll
-    for (int plane = kFirstPlane<kGroup>; plane < kFirstPlane<kGroup + 1>; ++plane) {
+    for (int part = kFirstPart<kGroup>; part < kFirstPart<kGroup + 1>; ++part) {
 #pragma unroll
       for (int slot = 0; slot < kSlots; ++slot) {
-        if (slot > plane || slot + kWindow <= plane) continue;
+        if (!kPattern.has(part, slot)) continue;
 #pragma unroll
         for (int block = 0; block < kRowBlocks; ++block) {
-          ptx::Wgmma<T, kColumns>::run(sums_[block][slot], planes[plane % kHeldPlanes][block],
-                                       ptx::wgmma_descriptor(weights + (plane - slot) * kUnit));
+          ptx::Wgmma<T, kColumns>::run(sums_[block][slot], parts[part % kHeldParts][block],
+                                       ptx::wgmma_descriptor(weights + kPattern.unit(part, slot) * kUnit));
         }
       }
     }
@@ -582,32 +585,32 @@ class Multiplier : Destination<T, kEntry> {
     ptx::wait_for_products<1>();
 #endif
   }
-  // The groups of a step in turn. `advance` is called before the first plane of the next step is loaded, and tells
-  // where that is.
+  // The groups of a step in turn. `advance` is called before the first part of the next step is loaded, and tells where
+  // that is.
   template <int kGroup, class Advance>
-  __device__ __forceinline__ void multiply_groups(Planes& planes, uint32_t source, uint32_t& next_source,
+  __device__ __forceinline__ void multiply_groups(Parts& parts, uint32_t source, uint32_t& next_source,
                                                   uint32_t weights, const Advance& advance) {
     if constexpr (kGroup < kGroups) {
-      multiply_planes<kGroup>(planes, weights);
+      multiply_parts<kGroup>(parts, weights);
       if constexpr (kGroup == 0) {
-        load_behind<kGroups - 1>(planes, source, source);
+        load_behind<kGroups - 1>(parts, source, source);
         free_stages();
       } else {
-        constexpr bool kIsNext = kFirstPlane<kGroup> + kHeldPlanes > kPlanes;
-        constexpr bool kWasNext = kFirstPlane<kGroup - 1> + kHeldPlanes > kPlanes;
+        constexpr bool kIsNext = kFirstPart<kGroup> + kHeldParts > kStepParts;
+        constexpr bool kWasNext = kFirstPart<kGroup - 1> + kHeldParts > kStepParts;
         if constexpr (kIsNext && !kWasNext) next_source = advance();
-        load_behind<kGroup - 1>(planes, source, next_source);
+        load_behind<kGroup - 1>(parts, source, next_source);
       }
-      multiply_groups<kGroup + 1>(planes, source, next_source, weights, advance);
+      multiply_groups<kGroup + 1>(parts, source, next_source, weights, advance);
     }
   }
-  __device__ __forceinline__ void multiply_windows(Course at) {
+  __device__ __forceinline__ void multiply_pattern(Course at) {
 #if CONVT3D_HAS_WGMMA
     begin_piece(at);
-    Planes planes;
+    Parts parts;
     bool has_next = true;
     uint32_t source = at.stage + at.steps->shift[0], weights = at.base + at.steps->weights, next_weights = 0;
-    const auto advance = [&] {  // beyond the last step its planes are loaded again
+    const auto advance = [&] {  // beyond the last step its parts are loaded again
       if (--at.left > 0) {
         ++at.steps;
       } else {
@@ -619,12 +622,12 @@ class Multiplier : Destination<T, kEntry> {
       return at.stage + at.steps->shift[0];
     };
 #pragma unroll
-    for (int plane = 0; plane < kHeldPlanes; ++plane) {
-      if (plane + kPlanes - kHeldPlanes < kFirstPlane<kGroups - 1>) load_plane(planes, plane, source);
+    for (int part = 0; part < kHeldParts; ++part) {
+      if (part + kStepParts - kHeldParts < kFirstPart<kGroups - 1>) load_part(parts, part, source);
     }
     while (has_next) {
       uint32_t next_source = 0;
-      multiply_groups<0>(planes, source, next_source, weights, advance);
+      multiply_groups<0>(parts, source, next_source, weights, advance);
       source = next_source;
       weights = next_weights;
     }
@@ -1076,7 +1079,9 @@ class Multiplier : Destination<T, kEntry> {
   const PipelinedMemory& memory_;
   const int thread_, lane_, warpgroup_;
   uint32_t rows_[kBoxed ? 2 * kRowBlocks : kRowBlocks];
-  const uint32_t plane_bytes_ = 16 * gather_.rows * gather_.row_pitch;  // of a stage's source, for windows
+  // A stage's source, for patterns: from one voxel, row and plane to the next.
+  static constexpr int kVoxelBytes = kBoxed ? 4 : 16;
+  const int row_bytes_ = kVoxelBytes * gather_.row_pitch, plane_bytes_ = row_bytes_ * gather_.rows;
   uint32_t staged_parity_ = 0;
   // Barriers of stages that products may still be read from, in place and from piece to piece.
   uint32_t weights_to_free_ = 0, source_to_free_ = 0;
