@@ -137,15 +137,13 @@ def test_every_direct_kernel_is_reached(operator: str) -> None:
     assert reached == direct_kernels(CUDA, operator)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("precision", HALF_TYPES)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("name", MANY_TILES)
-def test_direct_with_many_tiles(name: str, layout: torch.memory_format, dtype: torch.dtype) -> None:
+def test_direct_with_many_tiles(name: str, layout: torch.memory_format, precision: str) -> None:
     operator, case = MANY_TILES[name]
-    tensors = case.tensors(CUDA, dtype, layout, seed=1)
-    poison(CUDA)
-    results = ours(case, tensors, operator, "direct")
-    assert relative_error(results, native(case, tensors, operator, torch.float64)) <= BOUNDS[dtype]
+    tensors = case.tensors(CUDA, dtype_of(precision), layout, seed=1)
+    check_direct(case, tensors, operator, precision)
 
 
 @pytest.mark.parametrize("precision", TF32_TOO)
@@ -153,10 +151,7 @@ def test_direct_with_many_tiles(name: str, layout: torch.memory_format, dtype: t
 def test_direct_with_many_runs(name: str, precision: str) -> None:
     operator, case, _ = MANY_RUNS[name]
     tensors = case.tensors(CUDA, dtype_of(precision), torch.contiguous_format, seed=1)
-    poison(CUDA)
-    with tf32(precision == "tf32"):
-        results = ours(case, tensors, operator, "direct")
-    assert relative_error(results, native(case, tensors, operator, torch.float64)) <= bound_of(precision)
+    check_direct(case, tensors, operator, precision)
 
 
 @pytest.mark.parametrize("elements", [0, 1])
@@ -188,10 +183,7 @@ def test_direct_with_boxes_of_the_source(name: str, elements: int) -> None:
 def test_direct_with_patterns(name: str, layout: torch.memory_format, precision: str) -> None:
     operator, case = PATTERNS[name]
     tensors = case.tensors(CUDA, dtype_of(precision), layout, seed=1)
-    poison(CUDA)
-    with tf32(precision == "tf32"):
-        results = ours(case, tensors, operator, "direct")
-    assert relative_error(results, native(case, tensors, operator, torch.float64)) <= bound_of(precision)
+    check_direct(case, tensors, operator, precision)
 
 
 @pytest.mark.parametrize("elements", [0, 1])
@@ -284,14 +276,18 @@ def check_where_finite(result: Tensor, expected: Tensor, bound: float) -> None:
     assert relative_error([result.where(result.isfinite(), 0)], [expected.where(expected.isfinite(), 0)]) <= bound
 
 
-def check_copied_source(case: Case, precision: str, elements: int, operator: str = "forward") -> None:
-    tensors = case.tensors(CUDA, dtype_of(precision), torch.contiguous_format, seed=1)
-    source = "input" if operator == "forward" else "grad_output"
-    tensors = dataclasses.replace(tensors, **{source: _shifted(getattr(tensors, source), 16 + elements)})
+def check_direct(case: Case, tensors: Tensors, operator: str, precision: str) -> None:
     poison(CUDA)
     with tf32(precision == "tf32"):
         results = ours(case, tensors, operator, "direct")
     assert relative_error(results, native(case, tensors, operator, torch.float64)) <= bound_of(precision)
+
+
+def check_copied_source(case: Case, precision: str, elements: int, operator: str = "forward") -> None:
+    tensors = case.tensors(CUDA, dtype_of(precision), torch.contiguous_format, seed=1)
+    source = "input" if operator == "forward" else "grad_output"
+    tensors = dataclasses.replace(tensors, **{source: _shifted(getattr(tensors, source), 16 + elements)})
+    check_direct(case, tensors, operator, precision)
 
 
 def _error_of_forward(case: Case, tensors: Tensors, expected: list[Tensor], algorithm: str) -> float:

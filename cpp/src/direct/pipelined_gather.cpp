@@ -184,16 +184,14 @@ struct Step {
   void add_pattern(const Problem& problem, const Axes& axes, const PipelinedGather& gather, const PipelinedPhase& phase,
                    const std::array<int64_t, 3>& offset) {
     const StepPattern pattern(gather.configuration());
+    const bool is_windows = pattern.is_windows();
+    const auto tap_of = [&](int axis, int digit) {  // of cubes, see StepPattern
+      return axes[axis].tap_at(phase.residue[axis] + (digit > 0 ? 1 : 0), offset[axis] + (digit > 1 ? 1 : 0));
+    };
     bands = 1;
     for (int unit = 0; unit < pattern.units(); ++unit) {
-      // Along each axis, the residue's and the offset's distance from the first.
-      const auto tap_along = [&](int axis, int residue, int further) {
-        return axes[axis].tap_at(phase.residue[axis] + residue, offset[axis] + further);
-      };
-      const auto tap_of_digit = [&](int axis, int digit) { return tap_along(axis, digit > 0, digit > 1); };
-      const int64_t depth = pattern.is_windows() ? tap_along(0, 0, unit) : tap_of_digit(0, unit / 9);
-      const int64_t height = tap_of_digit(1, pattern.is_windows() ? 0 : unit / 3 % 3);
-      const int64_t width = tap_of_digit(2, pattern.is_windows() ? 0 : unit % 3);
+      const int64_t depth = is_windows ? axes[0].tap_at(phase.residue[0], offset[0] + unit) : tap_of(0, unit / 9);
+      const int64_t height = tap_of(1, is_windows ? 0 : unit / 3 % 3), width = tap_of(2, is_windows ? 0 : unit % 3);
       taps.push_back((depth * problem.kernel[1] + height) * problem.kernel[2] + width);
     }
   }
@@ -460,9 +458,8 @@ bool divide_memory(const Problem& problem, Operator op, const Target& target, co
   }
   // Of patterns, whole steps, and of windows more than one: of two stages with a step each the next comes too late.
   const int64_t step = gather.has_pattern() ? StepPattern(gather.configuration()).units() : 1;
-  const int64_t least = !gather.has_pattern()                ? int64_t{gather.bands()} * gather.step_units()
-                        : gather.pattern == Pattern::windows ? 2 * step
-                                                             : step;
+  const int64_t least = gather.has_pattern() ? (gather.pattern == Pattern::windows ? 2 : 1) * step
+                                             : int64_t{gather.bands()} * gather.step_units();
   for (const int64_t pieces_bytes : {32 << 10, 16 << 10, 8 << 10}) {
     const int64_t units = std::max(least, pieces_bytes / gather.unit_bytes / step * step);
     gather.piece_units = static_cast<int>(std::min(units, std::max(all_units, least)));
@@ -867,8 +864,8 @@ struct Storing {
 // slot, by pairs of matrices.
 bool can_hand_over(const Problem& problem, Operator op, const PipelinedGather& gather) {
   if (problem.layout != Layout::ncdhw || !hands_over_runs(gather.configuration())) return false;
-  if (gather.stores_runs && gather.pattern == Pattern::cubes) return false;  // kb73 in TF32 0.62 ms, then 0.70
   if (gather.stores_runs) {
+    if (gather.pattern == Pattern::cubes) return false;  // kb73 in TF32 0.62 ms, then 0.70
     return !has_whole_sectors(problem, op) && gather.slot_extent[2] == gather.destination_stride[2];
   }
   const bool has_pairs = gather.slot_bits[2] != 0 || gather.columns / 8 * gather.row_blocks % 2 == 0;

@@ -95,9 +95,7 @@ constexpr CONVT3D_HOST_DEVICE int band_slots(const GatherConfiguration& configur
 //   windows: slots are neighbouring planes with three taps along the depth, each slot's one plane further on, and share
 //     their units. Parts are planes, at one offset along height and width.
 //   cubes: slots are the residues of stride 2 along each axis, of which the first has one tap, and the second another
-//   at
-//     the same offset and one at the next. Parts are 2 x 2 x 2 neighbours; the bits of slots and parts are their
-//     places.
+//     there and one at the next offset. Parts are 2 x 2 x 2 neighbours; bits of slots and parts are their places.
 struct StepPattern {
   Pattern pattern;
   int slots;

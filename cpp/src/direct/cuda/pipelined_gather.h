@@ -22,10 +22,10 @@
 // tensor cores' rate, or its bytes. With 64 columns and more, products run at cuBLAS's rate; below, shared memory
 // bounds it, which gives 16 cycles to 64 positions and columns / 4 to a product's weights: with fragments once for all
 // slots, but such that loads and products wait for each other (of 2 x 64 columns 40 cycles a product instead of 32), in
-// place for each product, and beside it. With a pattern a fragment serves two products and more of four or eight
-// slots, and nothing waits but for the products two groups before. Where writing should bound it,
-// taking turns does, unless sums are handed over: on kb73 in TF32 a multiplying warp is on the way out for half its
-// time, and multiplies nothing meanwhile.
+// place for each product, and beside it. With a pattern a fragment serves two products and more of four or eight slots,
+// and nothing waits but for the products two groups before. Where writing should bound it, taking turns does, unless
+// sums are handed over: on kb73 in TF32 a multiplying warp is on the way out for half its time, and multiplies nothing
+// meanwhile.
 //
 // Here are the multiplying warps and the kernel; those that load the source, copy weights and store are in files of
 // their own, and what all of them share is in pipelined_block.h.
