@@ -517,8 +517,10 @@ WayOut way_out_of(const Problem& problem, Operator op, const Axes& axes, const P
   // Where rows begin anywhere, so do the sectors of what a tile writes of them, and half types leave one by one.
   const int64_t row = destination_row(problem, op);
   const double run = written_run(problem, axes, gather);
+  const bool has_sectors = has_whole_sectors(problem, op);
+  const bool has_cubes = gather.pattern == Pattern::cubes && !is_half;  // pairs of floats
   const double waste =
-      has_whole_sectors(problem, op) || gather.stores_runs ? std::pow(340 / run, 0.39) : std::pow(87000 / run, 0.18);
+      has_sectors || gather.stores_runs || has_cubes ? std::pow(340 / run, 0.39) : std::pow(87000 / run, 0.18);
   WayOut out;
   const int with_bare_rows = gather.fills_runs ? gather.destination_stride[1] / gather.slot_extent[1] : 1;
   const double written = destinations * bytes * with_bare_rows;
@@ -539,11 +541,13 @@ WayOut way_out_of(const Problem& problem, Operator op, const Axes& axes, const P
     const int word = row % 8 == 0 ? 8 : row % 2 == 0 ? 2 : 1;  // of a lane
     out.storing = 48 * destinations / (32 * word) / gather.storing_warps;
   } else if (by_channels) {
-    // With patterns fitted to 40 measured choices, here and below.
-    out.multiplying = of_thread * (gather.has_pattern() ? (is_half ? 110 : 80)
-                                   : !is_half           ? 35
-                                   : row % 2 == 0       ? 23
-                                                        : 40);
+    // With patterns fitted to 40 measured choices, here and below, and to 20 with cubes where rows begin anywhere.
+    const double of_cubes = has_sectors ? 80 : 45 * std::max(std::pow(512 / run, 0.7), std::pow(run / 512, 0.1));
+    out.multiplying = of_thread * (has_cubes              ? of_cubes
+                                   : gather.has_pattern() ? (is_half ? 110 : 80)
+                                   : !is_half             ? 35
+                                   : row % 2 == 0         ? 23
+                                                          : 40);
   } else {
     out.multiplying = of_thread * (gather.stores_in_bulk ? (is_half ? 30 : 50) : is_half ? 54 : 71);
   }
@@ -636,7 +640,7 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
   const double box =
       (gather.source_stages == 2 ? 0.04 : 0) + (flows ? 0.02 * (gather.channel_groups - 1) - 0.04 : -0.08);
   const double slower = (by_channels ? 0 : 0.15 / gather.channel_groups + (gather.source_stages == 2 ? 0.04 : 0)) +
-                        (gather.in_place() ? 0.074 : 0) +
+                        (gather.in_place() ? 0.07 : 0) +
                         (!gather.has_pattern() ? 0
                          : bytes == 2          ? 0.13
                                                : 0.07) +

@@ -149,6 +149,7 @@ class Destination {
   static constexpr int kSlots = kConfiguration.slots, kColumns = kConfiguration.columns;
   static constexpr int kRowBlocks = kConfiguration.row_blocks;
   static constexpr bool kInPlace = kConfiguration.form == SourceForm::in_place;
+  static constexpr int kMostRowSlots = kConfiguration.pattern == Pattern::windows ? 1 : kSlots;  // along the width
 
   __device__ __forceinline__ explicit Destination(const PipelinedArguments<T>& arguments)
       : arguments_(arguments), gather_(arguments.gather) {}

@@ -66,7 +66,7 @@ class Multiplier : Destination<T, kEntry> {
   using Base::arguments_, Base::gather_;
   using Base::beyond_vector, Base::destination_of, Base::destination_place, Base::is_inside, Base::residues_of,
       Base::row_offset;
-  using Base::kColumns, Base::kConfiguration, Base::kInPlace, Base::kRowBlocks, Base::kSlots;
+  using Base::kColumns, Base::kConfiguration, Base::kInPlace, Base::kMostRowSlots, Base::kRowBlocks, Base::kSlots;
 
  public:
   __device__ __forceinline__ Multiplier(const PipelinedArguments<T>& arguments, const PipelinedMemory& memory)
@@ -521,13 +521,12 @@ class Multiplier : Destination<T, kEntry> {
   }
 
   // Where steps have a pattern, its parts are loaded once each, and multiplied for all slots that have a tap there, in
-  // groups of about as many products. While one group is under way, those before it have given their registers to parts
-  // further on, or to the next step's.
+  // groups of about as many products. When a group begins, the kPending before it may be under way; behind its products
+  // the parts are loaded of the group that is kAhead further on, in this step or the next.
   static constexpr int kStepParts = StepPattern(kConfiguration).parts();
   static constexpr int kGroups = StepPattern(kConfiguration).is_windows() ? kSlots : 6;
-  // In registers, until the next ones take their places; of ten planes half.
-  static constexpr int kHeldParts = kStepParts > 8 ? kStepParts / 2 : kStepParts;
-  static_assert(kStepParts % kHeldParts == 0);
+  static constexpr int kPending = 2, kAhead = 2;
+  static_assert(kPending + kAhead <= kGroups);
   static constexpr int products_before(int part) {
     int products = 0;
     for (int i = 0; i < part * kSlots; ++i) {
@@ -542,30 +541,28 @@ class Multiplier : Destination<T, kEntry> {
   }
   template <int kGroup>
   static constexpr int kFirstPart = first_part_of(kGroup);
-  using Parts = uint32_t[kHeldParts][kRowBlocks][4];
-  __device__ __forceinline__ void load_part(Parts& parts, int part, uint32_t source) const {
+  using Parts = uint32_t[kStepParts][kRowBlocks][4];
+  template <int kGroup>
+  __device__ __forceinline__ void load_group(Parts& parts, uint32_t source) const {
     constexpr StepPattern kPattern(kConfiguration);
 #pragma unroll
-    for (int block = 0; block < kRowBlocks; ++block) {
-      const int shift = kPattern.shift(part, plane_bytes_, row_bytes_, kVoxelBytes);
-      load_fragment(parts[part % kHeldParts][block], block, source + shift);
-    }
-  }
-  // In place of the parts of a group, which have been multiplied: those that come next.
-  template <int kGroup>
-  __device__ __forceinline__ void load_behind(Parts& parts, uint32_t source, uint32_t next_source) const {
-#pragma unroll
     for (int part = kFirstPart<kGroup>; part < kFirstPart<kGroup + 1>; ++part) {
-      const int next = part + kHeldParts;
-      if (next < kStepParts) {
-        load_part(parts, next, source);
-      } else {
-        load_part(parts, next - kStepParts, next_source);
+#pragma unroll
+      for (int block = 0; block < kRowBlocks; ++block) {
+        const int shift = kPattern.shift(part, plane_bytes_, row_bytes_, kVoxelBytes);
+        load_fragment(parts[part][block], block, source + shift);
       }
     }
   }
   template <int kGroup>
-  __device__ __forceinline__ void multiply_parts(const Parts& parts, uint32_t weights) {
+  __device__ __forceinline__ void load_first_groups(Parts& parts, uint32_t source) const {
+    if constexpr (kGroup < kAhead) {
+      load_group<kGroup>(parts, source);
+      load_first_groups<kGroup + 1>(parts, source);
+    }
+  }
+  template <int kGroup>
+  __device__ __forceinline__ void multiply_group(const Parts& parts, uint32_t weights) {
 #if CONVT3D_HAS_WGMMA
     constexpr StepPattern kPattern(kConfiguration);
     ptx::begin_products();
@@ -576,13 +573,13 @@ class Multiplier : Destination<T, kEntry> {
         if (!kPattern.has(part, slot)) continue;
 #pragma unroll
         for (int block = 0; block < kRowBlocks; ++block) {
-          ptx::Wgmma<T, kColumns>::run(sums_[block][slot], parts[part % kHeldParts][block],
+          ptx::Wgmma<T, kColumns>::run(sums_[block][slot], parts[part][block],
                                        ptx::wgmma_descriptor(weights + kPattern.unit(part, slot) * kUnit));
         }
       }
     }
     ptx::commit_products();
-    ptx::wait_for_products<1>();
+    ptx::wait_for_products<kPending>();
 #endif
   }
   // The groups of a step in turn. `advance` is called before the first part of the next step is loaded, and tells where
@@ -591,15 +588,14 @@ class Multiplier : Destination<T, kEntry> {
   __device__ __forceinline__ void multiply_groups(Parts& parts, uint32_t source, uint32_t& next_source,
                                                   uint32_t weights, const Advance& advance) {
     if constexpr (kGroup < kGroups) {
-      multiply_parts<kGroup>(parts, weights);
-      if constexpr (kGroup == 0) {
-        load_behind<kGroups - 1>(parts, source, source);
-        free_stages();
+      multiply_group<kGroup>(parts, weights);
+      if constexpr (kGroup == kPending - 1) free_stages();  // of the step before
+      constexpr int kLoaded = kGroup + kAhead;
+      if constexpr (kLoaded < kGroups) {
+        load_group<kLoaded>(parts, source);
       } else {
-        constexpr bool kIsNext = kFirstPart<kGroup> + kHeldParts > kStepParts;
-        constexpr bool kWasNext = kFirstPart<kGroup - 1> + kHeldParts > kStepParts;
-        if constexpr (kIsNext && !kWasNext) next_source = advance();
-        load_behind<kGroup - 1>(parts, source, next_source);
+        if constexpr (kLoaded == kGroups) next_source = advance();
+        load_group<kLoaded - kGroups>(parts, next_source);
       }
       multiply_groups<kGroup + 1>(parts, source, next_source, weights, advance);
     }
@@ -610,22 +606,22 @@ class Multiplier : Destination<T, kEntry> {
     Parts parts;
     bool has_next = true;
     uint32_t source = at.stage + at.steps->shift[0], weights = at.base + at.steps->weights, next_weights = 0;
-    const auto advance = [&] {  // beyond the last step its parts are loaded again
-      if (--at.left > 0) {
-        ++at.steps;
-      } else {
+    load_first_groups<0>(parts, source);
+    while (has_next) {
+      // Read before it is needed, and of the next piece perhaps in vain.
+      const uint32_t next_shift = ptx::opaque(at.steps[1].shift[0]), next_unit = ptx::opaque(at.steps[1].weights);
+      const auto advance = [&] {  // beyond the last step its parts are loaded again
+        if (--at.left > 0) {
+          ++at.steps;
+          next_weights = at.base + next_unit;
+          return at.stage + next_shift;
+        }
         has_next = end_piece(at);
         if (!has_next) return source;
         begin_piece(at);
-      }
-      next_weights = at.base + at.steps->weights;
-      return at.stage + at.steps->shift[0];
-    };
-#pragma unroll
-    for (int part = 0; part < kHeldParts; ++part) {
-      if (part + kStepParts - kHeldParts < kFirstPart<kGroups - 1>) load_part(parts, part, source);
-    }
-    while (has_next) {
+        next_weights = at.base + at.steps->weights;
+        return at.stage + at.steps->shift[0];
+      };
       uint32_t next_source = 0;
       multiply_groups<0>(parts, source, next_source, weights, advance);
       source = next_source;
@@ -695,7 +691,7 @@ class Multiplier : Destination<T, kEntry> {
   template <int kBits, bool kPairs>
   __device__ __forceinline__ void stage_runs(const PipelinedItem& item, const PipelinedPhase& phase) {
     constexpr int kRow = 1 << kBits, kVector = 16 / sizeof(T);
-    if constexpr (kRow <= kSlots) {
+    if constexpr (kRow <= kMostRowSlots) {
       const GatherVolume& to = arguments_.to;
       const bool whole_planes = gather_.whole_planes;
       const int pitch = gather_.run_pitch, own_column = lane_ % 4 * 2, next_column = to.channel_stride % kVector;
@@ -759,7 +755,7 @@ class Multiplier : Destination<T, kEntry> {
   }
   // Both residues of a row as one word.
   __device__ __forceinline__ void stage_pairs() {
-    if constexpr (kSlots > 1) {
+    if constexpr (kMostRowSlots > 1) {
       const int pitch = staging_pitch(2 * gather_.positions(), sizeof(T));
       T* staged = reinterpret_cast<T*>(memory_.staging) + lane_ % 4 * 2 * pitch +
                   2 * (warpgroup_ * kPositions + thread_ / 32 * 16 + lane_ / 4);
@@ -839,7 +835,7 @@ class Multiplier : Destination<T, kEntry> {
   __device__ __forceinline__ void store_by_channels(const PipelinedItem& item, const PipelinedPhase& phase) {
     constexpr int kRow = 1 << kBits, kRun = kPositions << kBits;
     constexpr int kPitch = staging_pitch(kRun, sizeof(Staged));
-    if constexpr (kRow <= kSlots) {
+    if constexpr (kRow <= kMostRowSlots) {
       Staged* staging = reinterpret_cast<Staged*>(memory_.staging + warpgroup_ * kStagingFloats);
       Staged* staged = staging + lane_ % 4 * 2 * kPitch + ((thread_ / 32 * 16 + lane_ / 4) << kBits);
 #pragma unroll
@@ -1007,7 +1003,7 @@ class Multiplier : Destination<T, kEntry> {
   template <int kBits>
   __device__ __forceinline__ void store_in_bulk(const PipelinedItem& item, const PipelinedPhase& phase) {
     constexpr int kRow = 1 << kBits, kBytes = bulk_bytes(kRow, kColumns, sizeof(T)), kBuffers = bulk_buffers(kBytes);
-    if constexpr (kRow <= kSlots) {
+    if constexpr (kRow <= kMostRowSlots) {
       const GatherVolume& to = arguments_.to;
       const int channels = min(kColumns, to.group_channels - item.column_block * kColumns);
       const int voxel_bytes = channels * static_cast<int>(sizeof(T));

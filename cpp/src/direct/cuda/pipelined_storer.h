@@ -18,7 +18,7 @@ class Storer : Destination<T, kEntry> {
   using Base::arguments_, Base::gather_;
   using Base::destination_of, Base::destination_place, Base::is_inside, Base::place_of_run, Base::residues_of,
       Base::row_offset;
-  using Base::kColumns, Base::kConfiguration, Base::kSlots;
+  using Base::kColumns, Base::kConfiguration, Base::kMostRowSlots, Base::kSlots;
 
  public:
   __device__ __forceinline__ Storer(const PipelinedArguments<T>& arguments, const PipelinedMemory& memory, int thread)
@@ -162,7 +162,7 @@ class Storer : Destination<T, kEntry> {
     ptx::wait(memory_.staged_full(), parity);
     parity ^= 1;
     if (gather_.slot_bits[2] != 0) {
-      if constexpr (kSlots > 1) store_tile<1>(item, phase);
+      if constexpr (kMostRowSlots > 1) store_tile<1>(item, phase);
     } else {
       store_tile<0>(item, phase);
     }
