@@ -109,6 +109,12 @@ def test_neighbours_of_the_source_serve_all_residues(name: str) -> None:
         assert " with cubes" not in planned("forward", layer_of(other)).configuration
 
 
+def test_rows_that_begin_anywhere_have_cubes_in_small_volumes() -> None:
+    for size, has_cubes in (("32x64x128", True), ("64x128x256", False)):
+        configuration = planned("forward", f"N4,Cin32,Cout32,k3,in{size},s2,p1,op0,d1,g1", "tf32").configuration
+        assert (" with cubes" in configuration) == has_cubes
+
+
 @pytest.mark.parametrize("name", [*COPIED, *BOXED])
 def test_floats_are_copied_as_boxes(name: str) -> None:
     case = {**COPIED, **BOXED}[name]

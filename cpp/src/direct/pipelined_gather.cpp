@@ -518,7 +518,10 @@ WayOut way_out_of(const Problem& problem, Operator op, const Axes& axes, const P
   const int64_t row = destination_row(problem, op);
   const double run = written_run(problem, axes, gather);
   const bool has_sectors = has_whole_sectors(problem, op);
-  const bool has_cubes = gather.pattern == Pattern::cubes && !is_half;  // pairs of floats
+  // Pairs of floats. Of kb73 a channel is 8 MB; of eight times its size, 66 MB, each tile takes a third longer.
+  constexpr int64_t kMostOfChannel = 16 << 20;
+  const bool has_cubes = gather.pattern == Pattern::cubes && !is_half &&
+                         (has_sectors || problem.output_voxels() * bytes <= kMostOfChannel);
   const double waste =
       has_sectors || gather.stores_runs || has_cubes ? std::pow(340 / run, 0.39) : std::pow(87000 / run, 0.18);
   WayOut out;
@@ -869,7 +872,7 @@ struct Storing {
 bool can_hand_over(const Problem& problem, Operator op, const PipelinedGather& gather) {
   if (problem.layout != Layout::ncdhw || !hands_over_runs(gather.configuration())) return false;
   if (gather.stores_runs) {
-    if (gather.pattern == Pattern::cubes) return false;  // kb73 in TF32 0.62 ms, then 0.70
+    if (gather.pattern == Pattern::cubes) return false;  // kb73 in TF32 0.535 ms, then 0.63
     return !has_whole_sectors(problem, op) && gather.slot_extent[2] == gather.destination_stride[2];
   }
   const bool has_pairs = gather.slot_bits[2] != 0 || gather.columns / 8 * gather.row_blocks % 2 == 0;
