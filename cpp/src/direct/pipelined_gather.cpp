@@ -518,12 +518,13 @@ WayOut way_out_of(const Problem& problem, Operator op, const Axes& axes, const P
   const int64_t row = destination_row(problem, op);
   const double run = written_run(problem, axes, gather);
   const bool has_sectors = has_whole_sectors(problem, op);
-  // Pairs of floats. Of kb73 a channel is 8 MB; of eight times its size, 66 MB, each tile takes a third longer.
+  // Floats of cubes leave by pairs, which such rows slow down less: of kb73, where a channel is 8 MB. Of eight times
+  // its size, 66 MB, each tile takes a third longer.
   constexpr int64_t kMostOfChannel = 16 << 20;
-  const bool has_cubes = gather.pattern == Pattern::cubes && !is_half &&
-                         (has_sectors || problem.output_voxels() * bytes <= kMostOfChannel);
+  const bool has_pairs =
+      gather.pattern == Pattern::cubes && !is_half && !has_sectors && problem.output_voxels() * bytes <= kMostOfChannel;
   const double waste =
-      has_sectors || gather.stores_runs || has_cubes ? std::pow(340 / run, 0.39) : std::pow(87000 / run, 0.18);
+      has_sectors || gather.stores_runs || has_pairs ? std::pow(340 / run, 0.39) : std::pow(87000 / run, 0.18);
   WayOut out;
   const int with_bare_rows = gather.fills_runs ? gather.destination_stride[1] / gather.slot_extent[1] : 1;
   const double written = destinations * bytes * with_bare_rows;
@@ -544,9 +545,8 @@ WayOut way_out_of(const Problem& problem, Operator op, const Axes& axes, const P
     const int word = row % 8 == 0 ? 8 : row % 2 == 0 ? 2 : 1;  // of a lane
     out.storing = 48 * destinations / (32 * word) / gather.storing_warps;
   } else if (by_channels) {
-    // With patterns fitted to 40 measured choices, here and below, and to 20 with cubes where rows begin anywhere.
-    const double of_cubes = has_sectors ? 80 : 45 * std::max(std::pow(512 / run, 0.7), std::pow(run / 512, 0.1));
-    out.multiplying = of_thread * (has_cubes              ? of_cubes
+    // With patterns fitted to 40 measured choices, here and below, and those pairs' to 20.
+    out.multiplying = of_thread * (has_pairs ? 45 * std::max(std::pow(512 / run, 0.7), std::pow(run / 512, 0.1))
                                    : gather.has_pattern() ? (is_half ? 110 : 80)
                                    : !is_half             ? 35
                                    : row % 2 == 0         ? 23
