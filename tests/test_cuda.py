@@ -162,6 +162,20 @@ def test_direct_with_filled_runs(name: str, precision: str, elements: int) -> No
     check_copied_source(FILLED_RUNS[name], precision, elements)
 
 
+@pytest.mark.parametrize("precision", TF32_TOO)
+@pytest.mark.parametrize("name", FILLED_RUNS)
+def test_direct_with_filled_runs_without_bias(name: str, precision: str) -> None:
+    """Where these rows are zeros that need not be put into every tile's runs."""
+    case = FILLED_RUNS[name]
+    tensors = case.tensors(CUDA, dtype_of(precision), torch.contiguous_format, seed=1)
+    poison(CUDA)
+    with tf32(precision == "tf32"):
+        result = conv_transpose3d(tensors.input, tensors.weight, **case.parameters, algorithm="direct")
+    given = tensors.to(torch.float64)
+    expected = torch.nn.functional.conv_transpose3d(given.input, given.weight, **case.parameters)
+    assert relative_error([result], [expected]) <= bound_of(precision)
+
+
 @pytest.mark.parametrize("elements", [0, 1])
 @pytest.mark.parametrize("precision", TF32_TOO)
 @pytest.mark.parametrize("name", COPIED)

@@ -286,7 +286,10 @@ class TableChecker {
     } else if (!channels_first || gather_.stores_from_registers) {
       CHECK(gather_.staging_bytes == 0) << named_;
     }
-    if (gather_.stores_from_registers) CHECK(channels_first && bytes == 2 && row_slots == 1) << named_;
+    if (gather_.stores_from_registers) {
+      CHECK(channels_first && row_slots == (bytes == 2 ? 1 : 2)) << named_;
+      if (bytes == 4) CHECK(gather_.destination_stride[2] == 2 && gather_.items <= gather_.blocks) << named_;
+    }
   }
 
   // Runs hold all that a tile writes of a channel, begin with 16 bytes in shared memory, and have room there wherever
@@ -310,7 +313,8 @@ class TableChecker {
     CHECK(gather_.runs <= gather_.positions()) << named_ << ", " << gather_.runs << " runs";
     CHECK(gather_.run_pitch % vector == 0 && gather_.run_pitch >= lines * row + vector - 1) << named_;
     CHECK(columns % 8 == 0 && columns <= gather_.columns) << named_ << ", " << columns << " columns";
-    CHECK(gather_.staging_bytes == bytes * gather_.runs * columns * gather_.run_pitch) << named_;
+    const int64_t constants = gather_.fills_runs ? int64_t{gather_.storing_warps} * kConstantBytes : 0;
+    CHECK(gather_.staging_bytes == bytes * gather_.runs * columns * gather_.run_pitch + constants) << named_;
     CHECK(gather_.source_threads() >= 32 && gather_.items >= 4 * gather_.blocks) << named_;
   }
 

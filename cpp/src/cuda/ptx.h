@@ -407,6 +407,17 @@ __device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
   } while (done == 0);
 #endif
 }
+// Whether it has.
+__device__ __forceinline__ bool has_ended(uint32_t barrier, uint32_t parity) {
+  uint32_t done = 1;
+#if CONVT3D_HAS_WGMMA
+  asm volatile("{ .reg .pred done; mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2; selp.b32 %0, 1, 0, done; }"
+               : "=r"(done)
+               : "r"(barrier), "r"(parity)
+               : "memory");
+#endif
+  return done != 0;
+}
 // Copies `bytes`, a multiple of 16, between places aligned to 16; `barrier` learns of their arrival.
 __device__ __forceinline__ void copy_bulk(uint32_t shared, const void* global, uint32_t bytes, uint32_t barrier) {
 #if CONVT3D_HAS_WGMMA

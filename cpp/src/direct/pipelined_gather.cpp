@@ -504,6 +504,31 @@ double written_run(const Problem& problem, const Axes& axes, const PipelinedGath
   return run;
 }
 
+// Bytes of rows without taps that tiles' runs leave out.
+double bare_bytes(const Problem& problem, const PipelinedGather& gather) {
+  if (gather.bare_residues[0] == 0 && gather.bare_residues[1] == 0) return 0;
+  const Extent extent = problem.output();
+  const auto count = [&](int axis) {
+    int64_t bare = 0;
+    for (int64_t residue = 0; residue < gather.destination_stride[axis]; ++residue) {
+      const int64_t left = std::max<int64_t>(extent[axis] - residue, 0);
+      if (gather.is_bare(axis, residue)) bare += ceil_divide<int64_t>(left, gather.destination_stride[axis]);
+    }
+    return bare;
+  };
+  const int64_t planes = count(0);
+  const int64_t rows_of_others = gather.fills_runs     ? std::max<int64_t>(extent[1] - gather.first_bare_row(), 0)
+                                 : gather.fills_planes ? extent[1]
+                                                       : count(1);
+  const int64_t rows = planes * extent[1] + (extent[0] - planes) * rows_of_others;
+  return static_cast<double>(rows * problem.batch * problem.out_channels * extent[2] * gather.element_bytes);
+}
+
+// Clock cycles in which these are filled, where that is before the gather begins: an H200 writes 3.7 TB/s of them.
+double filling_cycles(const Problem& problem, const Target& target, const PipelinedGather& gather) {
+  return gather.fills_runs ? 0 : bare_bytes(problem, gather) / (17.8 * static_cast<double>(target.parallelism));
+}
+
 // What a tile's way out takes, in cycles: memory's, a multiplying warp's, and those that storing warps have; and by
 // what share it makes everything slower.
 struct WayOut {
@@ -537,7 +562,9 @@ WayOut way_out_of(const Problem& problem, Operator op, const Axes& axes, const P
     out.storing = 90.0 * gather.runs * gather.columns / gather.storing_warps;
     out.slower = 0.07;
     if (gather.fills_runs) {  // to 14 measured choices for kb77
-      out.storing += written / 6 / gather.storing_warps;
+      const double gaps = bare_bytes(problem, gather) / static_cast<double>(gather.items);
+      out.memory += gaps / 29;
+      out.storing += (written / 6 + gaps / 40) / gather.storing_warps;
       out.slower = 0.02;
     }
   } else if (gather.storing_warps > 0) {
@@ -733,30 +760,46 @@ bool set_runs(const Axes& axes, PipelinedGather& gather) {
   gather.run_pitch = static_cast<int>(ceil_divide<int64_t>(voxels + vector - 1, vector) | 1) * vector;
   const int columns = handed_columns(gather.configuration(), gather.element_bytes);
   gather.staging_bytes = int64_t{gather.runs} * columns * gather.run_pitch * gather.element_bytes;
+  if (gather.fills_runs) gather.staging_bytes += int64_t{gather.storing_warps} * kConstantBytes;
   // What lies behind the stages begins with a line: bulk stores read whole lines.
   constexpr int64_t kLine = 128;
   gather.source_stage_bytes = ceil_divide(gather.source_stage_bytes, kLine) * kLine;
   return gather.runs <= gather.positions();
 }
 
-// Clock cycles in which rows without taps are filled, before the gather begins: an H200 writes 3.7 TB/s of them.
-double filling_cycles(const Problem& problem, const Target& target, const PipelinedGather& gather) {
-  if (gather.bare_residues[0] == 0 && gather.bare_residues[1] == 0) return 0;
-  const double bytes_of_cycle = 17.8 * static_cast<double>(target.parallelism);
-  const Extent extent = problem.output();
-  const auto count = [&](int axis, int64_t first) {  // from a residue 0 on
-    int64_t bare = 0;
-    for (int64_t residue = 0; residue < gather.destination_stride[axis]; ++residue) {
-      const int64_t left = std::max<int64_t>(extent[axis] - first - residue, 0);
-      if (gather.is_bare(axis, residue)) bare += ceil_divide<int64_t>(left, gather.destination_stride[axis]);
-    }
-    return bare;
-  };
-  const int64_t planes = count(0, 0);
-  const int64_t rows_of_others = gather.fills_whole_planes() ? extent[1] : count(1, gather.first_bare_row());
-  const int64_t rows = planes * extent[1] + (extent[0] - planes) * rows_of_others;
-  const int64_t row = problem.batch * problem.out_channels * extent[2] * gather.element_bytes;
-  return static_cast<double>(rows * row) / bytes_of_cycle;
+// How a tile's sums leave, and what room that takes.
+void set_way_out(const Problem& problem, Operator op, const Target& target, PipelinedGather& gather) {
+  const bool forward = op == Operator::forward;
+  const int64_t channels = forward ? problem.group_out_channels() : problem.group_in_channels();
+  const int64_t row = destination_row(problem, op), bytes = gather.element_bytes;
+  const bool has_rows = gather.slot_extent[2] == gather.destination_stride[2];
+  if (gather.storing_warps > 0) {
+    gather.stores_from_registers = false;
+    if (gather.stores_runs) return;  // whose room depends on the tile, see set_runs
+    const int bits = gather.slot_bits[2];
+    const int pitch = staging_pitch(gather.positions() << bits, gather.element_bytes);
+    gather.staging_bytes = bytes * (gather.slots >> bits) * gather.columns * pitch;
+    return;
+  }
+  if (problem.layout == Layout::ncdhw) {
+    // Half types, but for vectors, are written to shared memory and from there by ones and twos. Pairs of floats, of
+    // which four lanes have a sector, leave a block's only tile sooner so, nnunet_deep's in 8400 cycles instead of
+    // 13 700; of many tiles lines are faster, by 2 % on nnunet_mid and 4 % on nnunet_top.
+    const bool has_one_tile = gather.items <= most_blocks(problem, target, gather);
+    gather.stores_from_registers =
+        bytes == 2 ? gather.slot_extent[2] == 1 && !(has_rows && row * bytes % 16 == 0)
+                   : has_one_tile && !gather.exact && gather.slot_extent[2] == 2 && has_rows && row * bytes % 32 == 0;
+    const int64_t floats = gather.stores_from_registers ? 0 : staging_floats(gather.columns, gather.row_blocks);
+    gather.staging_bytes = 4 * gather.warpgroups * floats;
+    return;
+  }
+  // Copies are of 16 bytes and multiples, and slow below 128.
+  gather.whole_rows = has_rows && problem.groups == 1 && gather.column_blocks == 1;
+  const bool has_vectors = channels * bytes % 16 == 0 && gather.columns * bytes % 16 == 0;
+  const int64_t voxel_bytes = std::min<int64_t>(channels, gather.columns) * bytes;
+  gather.stores_in_bulk = has_vectors && (gather.whole_rows || voxel_bytes >= 128);
+  const int round = bulk_bytes(gather.slot_extent[2], gather.columns, gather.element_bytes);
+  gather.staging_bytes = gather.stores_in_bulk ? int64_t{4} * gather.warpgroups * bulk_buffers(round) * round : 0;
 }
 
 // Tries every tile with the kernel that `gather` names, and keeps the cheapest that the tables have room for in `best`.
@@ -786,6 +829,7 @@ void try_tiles(const Problem& problem, Operator op, const Axes& axes, const Targ
         if (gather.items > kGatherLimit) continue;
         // What a block stores of its last tile is beside nothing.
         if (gather.storing_warps > 0 && gather.items < 4 * most_blocks(problem, target, gather)) continue;
+        set_way_out(problem, op, target, gather);
         if (gather.stores_runs && !set_runs(axes, gather)) continue;
         for (const bool keeps_weights : {false, true}) {
           gather.keeps_weights = keeps_weights;
@@ -828,36 +872,6 @@ bool set_strides(const Problem& problem, Operator op, const Axes& axes, Pipeline
   gather.fills_planes = gather.bare_residues[1] != 0 && row * gather.element_bytes < kShortRow;
   const int passes = gather.passes[0] * gather.passes[1] * gather.passes[2];
   return gather.phase_blocks <= kMaximumPhases && gather.phase_blocks * passes <= kMaximumPasses;
-}
-
-// How sums leave, and what room that takes.
-void set_way_out(const Problem& problem, Operator op, PipelinedGather& gather) {
-  const bool forward = op == Operator::forward;
-  const int64_t channels = forward ? problem.group_out_channels() : problem.group_in_channels();
-  const int64_t row = destination_row(problem, op), bytes = gather.element_bytes;
-  const bool has_rows = gather.slot_extent[2] == gather.destination_stride[2];
-  if (gather.storing_warps > 0) {
-    gather.stores_from_registers = false;
-    if (gather.stores_runs) return;  // whose room depends on the tile, see set_runs
-    const int bits = gather.slot_bits[2];
-    const int pitch = staging_pitch(gather.positions() << bits, gather.element_bytes);
-    gather.staging_bytes = bytes * (gather.slots >> bits) * gather.columns * pitch;
-    return;
-  }
-  if (problem.layout == Layout::ncdhw) {
-    // Half types, but for vectors, are written to shared memory and from there by ones and twos.
-    gather.stores_from_registers = bytes == 2 && gather.slot_extent[2] == 1 && !(has_rows && row * bytes % 16 == 0);
-    const int64_t floats = gather.stores_from_registers ? 0 : staging_floats(gather.columns, gather.row_blocks);
-    gather.staging_bytes = 4 * gather.warpgroups * floats;
-    return;
-  }
-  // Copies are of 16 bytes and multiples, and slow below 128.
-  gather.whole_rows = has_rows && problem.groups == 1 && gather.column_blocks == 1;
-  const bool has_vectors = channels * bytes % 16 == 0 && gather.columns * bytes % 16 == 0;
-  const int64_t voxel_bytes = std::min<int64_t>(channels, gather.columns) * bytes;
-  gather.stores_in_bulk = has_vectors && (gather.whole_rows || voxel_bytes >= 128);
-  const int round = bulk_bytes(gather.slot_extent[2], gather.columns, gather.element_bytes);
-  gather.staging_bytes = gather.stores_in_bulk ? int64_t{4} * gather.warpgroups * bulk_buffers(round) * round : 0;
 }
 
 // Of the loading warps, so many that store instead; and whether they store runs.
@@ -947,7 +961,6 @@ void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Tar
           // One warp has boxes copied, others watch.
           if (gather.boxed() && watches_source(gather.configuration()) && gather.source_threads() < 64) continue;
           if (gather.storing_warps > 0 && !can_hand_over(problem, op, gather)) continue;
-          set_way_out(problem, op, gather);
           try_tiles(problem, op, axes, target, walk, gather, least, best);
         }
       }

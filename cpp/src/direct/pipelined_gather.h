@@ -261,7 +261,7 @@ struct PipelinedGather {
   int64_t source_stage_bytes = 0, weight_stage_bytes = 0, staging_bytes = 0, shared_bytes = 0;
   bool stores_in_bulk = false;         // NDHWC: by way of shared memory, where the address allows
   bool whole_rows = false;             // in which all of a tile's voxels of a row are one run
-  bool stores_from_registers = false;  // NCDHW: each thread what it has
+  bool stores_from_registers = false;  // NCDHW: each thread what it has, floats by pairs
   int storing_warps = 0;               // NCDHW: that store while others go on with the next tile
   int units = 0;                       // of all residues, for one block of channels and columns
   // Whether some slot of a band has no tap where another one has, or a group another one's channels. Its weights are
@@ -287,7 +287,9 @@ struct PipelinedGather {
   int run_pitch = 0;             // from one run to the next in shared memory, in elements
 
   bool fills_planes = false;  // rows without taps are filled together with those between them, which come after
-  bool fills_runs = false;    // runs have rows without taps as well, which are put into shared memory before the others
+  // Runs have rows without taps as well, which are put into shared memory before the others, and the warps that store
+  // them fill what lies between them; then no kernel goes first.
+  bool fills_runs = false;
 
   Pattern pattern = Pattern::listed;
 
@@ -298,10 +300,8 @@ struct PipelinedGather {
   bool copied() const { return form == SourceForm::copied; }
   bool boxed() const { return form == SourceForm::boxed; }
   bool is_bare(int axis, int64_t residue) const { return bare_residues[axis] >> residue & 1; }
-  // Whether the kernel that goes first fills planes that have taps as a whole; of others, rows without taps from this
-  // one on, since those before are parts of runs.
-  bool fills_whole_planes() const { return fills_planes && !fills_runs; }
-  int64_t first_bare_row() const { return fills_runs ? tiles[1] * tile[1] * destination_stride[1] : 0; }
+  // With filled runs, the first row of a plane that none of them has.
+  CONVT3D_HOST_DEVICE int64_t first_bare_row() const { return tiles[1] * tile[1] * destination_stride[1]; }
   CONVT3D_HOST_DEVICE int parts() const {
     return exact ? 2 : 1;
   }  // of a float32: what tf32 holds, and what that leaves over
@@ -397,6 +397,9 @@ constexpr CONVT3D_HOST_DEVICE int bulk_bytes(int row_slots, int columns, int ele
   return 8 * row_slots * columns * element_bytes;
 }
 constexpr CONVT3D_HOST_DEVICE int bulk_buffers(int bytes) { return bytes > 2048 ? 2 : 4; }
+
+// What each warp that stores filled runs has room for of the constant that it fills gaps between these with.
+constexpr int kConstantBytes = 2048;
 
 // A thread's sums are two neighbouring columns of each block of eight. In NDHWC it writes them 16 bytes of channels at
 // a time, so the columns of so many blocks (from the first on, of a kernel's) are channels in another order.

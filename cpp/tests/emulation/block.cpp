@@ -190,9 +190,10 @@ void add_bytes(uint32_t address, int64_t bytes) {
   if (bytes < 0) complete(barrier);
 }
 
+bool has_ended(uint32_t address, uint32_t parity) { return (barrier_at(address).phase & 1) != parity; }
+
 void wait(uint32_t address, uint32_t parity) {
-  const CountingBarrier& barrier = barrier_at(address);
-  wait_until([&barrier, parity] { return (barrier.phase & 1) != parity; });
+  wait_until([address, parity] { return has_ended(address, parity); });
 }
 
 void begin(Unit unit, const std::function<void()>& work) {

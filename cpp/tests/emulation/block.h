@@ -53,6 +53,7 @@ LaneWords& words_of_warp();
 void make_barrier(uint32_t address, int arrivals);
 void arrive(uint32_t address);
 void add_bytes(uint32_t address, int64_t bytes);
+bool has_ended(uint32_t address, uint32_t parity);
 void wait(uint32_t address, uint32_t parity);
 
 // Things that happen behind this thread's back, in groups; all but the last `pending` groups are done on return.

@@ -1,5 +1,5 @@
 // Rows of the output that no tap reaches, as where strides exceed the kernel or share a factor with the dilation: the
-// bias alone. The pipelined gather, which comes after, leaves them out.
+// bias alone. The pipelined gather, which comes after, leaves them out, unless its runs have them.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -24,7 +24,6 @@ struct BareRowsArguments {
   int channels;       // in NCDHW of one volume after the other, in NDHWC of one element after the other
   bool channels_first;
   bool fills_planes;  // see PipelinedGather
-  int first_row;      // bare ones before it belong to runs
   int stride[2];      // of the depth and the height
   uint64_t residues[2];
 };
@@ -73,7 +72,7 @@ __global__ void __launch_bounds__(kThreads)
       if (is_bare(0, depth) || arguments.fills_planes) {
         fill_run(plane, arguments.height * arguments.row, thread, threads);
       } else if (arguments.residues[1] != 0) {
-        for (int row = arguments.first_row + thread / 32; row < arguments.height; row += threads / 32) {
+        for (int row = thread / 32; row < arguments.height; row += threads / 32) {
           if (is_bare(1, row)) fill_run(plane + int64_t{row} * arguments.row, arguments.row, thread % 32, 32);
         }
       }
@@ -87,8 +86,7 @@ template <class T>
 void fill_bare_rows(const Problem& problem, const PipelinedGather& gather, const T* bias, T* output,
                     cudaStream_t stream) {
   const Extent extent = problem.output();
-  const int64_t first_row = gather.first_bare_row();
-  if (gather.bare_residues[0] == 0 && (gather.bare_residues[1] == 0 || first_row >= extent[1])) return;
+  if (gather.fills_runs || (gather.bare_residues[0] == 0 && gather.bare_residues[1] == 0)) return;
   const bool channels_first = problem.layout == Layout::ncdhw;
   const int64_t row = extent[2] * (channels_first ? 1 : problem.out_channels);
   const BareRowsArguments<T> arguments{output,
@@ -99,8 +97,7 @@ void fill_bare_rows(const Problem& problem, const PipelinedGather& gather, const
                                        static_cast<int>(row),
                                        static_cast<int>(problem.out_channels),
                                        channels_first,
-                                       gather.fills_whole_planes(),
-                                       static_cast<int>(first_row),
+                                       gather.fills_planes,
                                        {gather.destination_stride[0], gather.destination_stride[1]},
                                        {gather.bare_residues[0], gather.bare_residues[1]}};
   constexpr int64_t kMostOfGrid = 65535, kEnoughBlocks = 4096, kElementsOfBlock = 4096;

@@ -95,6 +95,10 @@ struct PipelinedMemory {
     next += 8 * gather.positions();
     source_tables = reinterpret_cast<int*>(next);
   }
+  // Of a warp that stores, behind the runs: what it fills gaps between these from.
+  __device__ __forceinline__ unsigned char* constants(const PipelinedGather& gather, int warp) const {
+    return reinterpret_cast<unsigned char*>(staging) + gather.staging_bytes - (warp + 1) * kConstantBytes;
+  }
   __device__ __forceinline__ uint32_t source_full(int stage) const { return barriers + 8 * stage; }
   __device__ __forceinline__ uint32_t staged_full() const { return barriers + 32; }  // source stages are four at most
   __device__ __forceinline__ uint32_t staged_free() const { return barriers + 40; }

@@ -148,8 +148,10 @@ class Multiplier : Destination<T, kEntry> {
       }
       if (gather_.storing_warps > 0) {
         hand_over(item, phase);
+      } else if (gather_.stores_from_registers && gather_.slot_bits[2] != 0) {
+        store_from_registers<1>(item, phase);
       } else if (gather_.stores_from_registers) {
-        store_from_registers(item, phase);
+        store_from_registers<0>(item, phase);
       } else if (arguments_.channels_first && gather_.slot_bits[2] != 0) {
         store_by_channels<1>(item, phase);
       } else if (arguments_.channels_first) {
@@ -800,9 +802,13 @@ class Multiplier : Destination<T, kEntry> {
     }
   }
 
-  // NCDHW, half types where a tile has one residue along the width: each thread writes what it has. Eight lanes have
-  // neighbours of the tile's row, which in the volume are a stride apart, and four lanes a channel each.
+  // NCDHW, half types where a tile has one residue along the width, and floats where it has both: each thread writes
+  // what it has. Eight lanes have neighbours of the tile's row, which in the volume are a stride apart, and four lanes
+  // a channel each.
+  template <int kBits>
   __device__ __forceinline__ void store_from_registers(const PipelinedItem& item, const PipelinedPhase& phase) {
+    constexpr int kRow = 1 << kBits;
+    if constexpr (kRow > kMostRowSlots) return;
     const GatherVolume& to = arguments_.to;
     const int left = to.group_channels - item.column_block * kColumns - lane_ % 4 * 2;
     T* const destination = destination_of(item) + static_cast<int64_t>(lane_ % 4 * 2) * to.channel_stride;
@@ -812,7 +818,7 @@ class Multiplier : Destination<T, kEntry> {
       const int row = thread_ / 32 * 16 + half % 2 * 8 + lane_ / 4;
       const int2 place = destination_place(item, (warpgroup_ * kRowBlocks + half / 2) * 64 + row);
 #pragma unroll
-      for (int slot = 0; slot < kSlots; ++slot) {
+      for (int slot = 0; slot < kSlots; slot += kRow) {
         int residue[3];
         residues_of(phase, slot, residue);
         if (!is_inside(place, residue)) continue;
@@ -821,8 +827,21 @@ class Multiplier : Destination<T, kEntry> {
         for (int column = 0; column < kColumns; column += 8) {
 #pragma unroll
           for (int parity = 0; parity < 2; ++parity) {
-            const float sum = totals(half / 2, slot, column / 2 + half % 2 * 2 + parity);
-            if (column + parity < left) out[parity * static_cast<int64_t>(to.channel_stride)] = static_cast<T>(sum);
+            const int i = column / 2 + half % 2 * 2 + parity;
+            const auto value = static_cast<T>(totals(half / 2, slot, i));
+            if (column + parity >= left) continue;
+            T* const own = out + parity * static_cast<int64_t>(to.channel_stride);
+            if constexpr (kRow == 1) {
+              *own = value;
+            } else {
+              const auto next = static_cast<T>(totals(half / 2, slot + kRow - 1, i));
+              if (arguments_.pair_stores) {
+                store_pair(own, value, next);
+              } else {
+                own[0] = value;
+                own[kRow - 1] = next;
+              }
+            }
           }
           out += 8 * static_cast<int64_t>(to.channel_stride);
         }

@@ -6,18 +6,20 @@
 
 #include "cuda/ptx.h"
 #include "direct/cuda/pipelined_block.h"
+#include "direct/cuda/pipelined_gaps.h"
 
 namespace convt3d::direct {
 
 // The warps that store what multiplying ones have handed over, in NCDHW; `thread` of theirs. Runs, as they lie in the
 // destination, some channels at a time, are stored in bulk, and by lanes what they have of the sectors at their ends;
-// rows without taps may be parts of them. Else half types, all of a tile's, leave a word of each lane at a time.
+// rows without taps may be parts of them, and what lies between them is then stored while there is nothing else. Else
+// half types, all of a tile's, leave a word of each lane at a time.
 template <class T, size_t kEntry>
 class Storer : Destination<T, kEntry> {
   using Base = Destination<T, kEntry>;
   using Base::arguments_, Base::gather_;
-  using Base::destination_of, Base::destination_place, Base::is_inside, Base::place_of_run, Base::residues_of,
-      Base::row_offset;
+  using Base::beyond_vector, Base::destination_of, Base::destination_place, Base::is_inside, Base::place_of_run,
+      Base::residues_of, Base::row_offset;
   using Base::kColumns, Base::kConfiguration, Base::kMostRowSlots, Base::kSlots;
 
  public:
@@ -25,18 +27,21 @@ class Storer : Destination<T, kEntry> {
       : Base(arguments), memory_(memory), thread_(thread) {}
 
   __device__ __forceinline__ void run() {
-    uint32_t parity = 0;
-    if (gather_.fills_runs) fill_runs(blockIdx.x, 0);
-    ptx::arrive(memory_.staged_free());
-    for (int64_t index = blockIdx.x; index < gather_.items; index += gridDim.x) {
-      const PipelinedItem item(gather_, static_cast<int>(index));
-      const PipelinedPhase& phase = gather_.tables.phases[item.phase_block];
-      synchronize();
-      if (gather_.stores_runs) {
-        store_runs(index, item, phase, parity);
-      } else if constexpr (hands_over_words(kConfiguration, sizeof(T))) {
-        store_words(item, phase, parity);
+    if (gather_.fills_runs) {
+      GapFiller<T> gaps(arguments_, memory_, thread_ / 32);
+      fill_runs(blockIdx.x, 0);
+      store_runs_of_tiles([&gaps](uint32_t full, uint32_t parity) {
+        while (__any_sync(0xffffffffu, !ptx::has_ended(full, parity))) {
+          if (!gaps.store_some()) return ptx::wait(full, parity);
+        }
+      });
+      while (gaps.store_some()) {
       }
+      ptx::wait_for_bulk_stores<0>();
+    } else if (gather_.stores_runs) {
+      store_runs_of_tiles([](uint32_t full, uint32_t parity) { ptx::wait(full, parity); });
+    } else if constexpr (hands_over_words(kConfiguration, sizeof(T))) {
+      store_words_of_tiles();
     }
   }
 
@@ -68,33 +73,50 @@ class Storer : Destination<T, kEntry> {
     result.sectors_end = result.end / kSector * kSector;
     return result;
   }
-  __device__ __forceinline__ void store_runs(int64_t index, const PipelinedItem& item, const PipelinedPhase& phase,
-                                             uint32_t& parity) const {
+  // `wait` is for the barrier of what is handed over, with its parity.
+  template <class Wait>
+  __device__ __forceinline__ void store_runs_of_tiles(const Wait& wait) {
+    uint32_t parity = 0;
+    ptx::arrive(memory_.staged_free());
+    for (int64_t index = blockIdx.x; index < gather_.items; index += gridDim.x) {
+      const PipelinedItem item(gather_, static_cast<int>(index));
+      const PipelinedPhase& phase = gather_.tables.phases[item.phase_block];
+      synchronize();
 #pragma unroll 1
-    for (int run = thread_; run < gather_.runs; run += 32 * gather_.storing_warps) {
-      memory_.destination_places[run] = place_of_run(item, phase, run);
-    }
-    synchronize();
-#pragma unroll 1
-    for (int first = 0; first < kColumns; first += kHanded, parity ^= 1) {
-      ptx::wait(memory_.staged_full(), parity);
-      store_channels_of_runs(destination_of(item) + first * static_cast<int64_t>(arguments_.to.channel_stride),
-                             min(kColumns, arguments_.to.group_channels - item.column_block * kColumns) - first);
-      if (gather_.fills_runs) {
-        const int next = first + kHanded;
-        synchronize();  // all have been copied from
-        fill_runs(next < kColumns ? index : index + gridDim.x, next < kColumns ? next : 0);
+      for (int run = thread_; run < gather_.runs; run += 32 * gather_.storing_warps) {
+        memory_.destination_places[run] = place_of_run(item, phase, run);
       }
-      ptx::arrive(memory_.staged_free());
+      synchronize();
+#pragma unroll 1
+      for (int first = 0; first < kColumns; first += kHanded, parity ^= 1) {
+        wait(memory_.staged_full(), parity);
+        store_channels_of_runs(destination_of(item) + first * static_cast<int64_t>(arguments_.to.channel_stride),
+                               min(kColumns, arguments_.to.group_channels - item.column_block * kColumns) - first);
+        if (gather_.fills_runs) {
+          const int next = first + kHanded;
+          synchronize();  // all have been copied from
+          fill_runs(next < kColumns ? index : index + gridDim.x, next < kColumns ? next : 0);
+        }
+        ptx::arrive(memory_.staged_free());
+      }
     }
   }
   // What rows without taps have of the channels that this item hands over next, and all others until they come: the
-  // bias, a warp for each channel of a run.
-  __device__ __forceinline__ void fill_runs(int64_t index, int first) const {
+  // bias, a warp for each channel of a run. Without a bias they have it still, if runs lie as those before.
+  __device__ __forceinline__ void fill_runs(int64_t index, int first) {
     if (index >= gather_.items) return;
-    constexpr int kVector = 16 / sizeof(T), kTogether = 8;
+    constexpr int kVector = 16 / sizeof(T);
     const PipelinedItem item(gather_, static_cast<int>(index));
-    const int vectors = gather_.run_pitch / kVector, lane = thread_ % 32;
+    const PipelinedPhase& phase = gather_.tables.phases[item.phase_block];
+    const int beyond = beyond_vector(destination_of(item) + first * static_cast<int64_t>(arguments_.to.channel_stride) +
+                                     place_of_run(item, phase, 0).x);
+    if (arguments_.bias == nullptr && beyond == filled_beyond_) return;
+    filled_beyond_ = beyond;
+    const int vectors = gather_.run_pitch / kVector;
+    uint4* const begin = reinterpret_cast<uint4*>(memory_.staging);
+    if (arguments_.bias == nullptr) {
+      return fill(begin, gather_.runs * kHanded * vectors, thread_, 32 * gather_.storing_warps, make_uint4(0, 0, 0, 0));
+    }
     const int channels = arguments_.to.group_channels, first_channel = item.column_block * kColumns + first;
 #pragma unroll 1
     for (int number = thread_ / 32; number < gather_.runs * kHanded; number += gather_.storing_warps) {
@@ -104,14 +126,17 @@ class Storer : Destination<T, kEntry> {
       alignas(16) T values[kVector];
 #pragma unroll
       for (int i = 0; i < kVector; ++i) values[i] = value;
-      const uint4 vector = *reinterpret_cast<const uint4*>(values);
-      uint4* place = reinterpret_cast<uint4*>(memory_.staging) + number * vectors + lane;
+      fill(begin + number * vectors, vectors, thread_ % 32, 32, *reinterpret_cast<const uint4*>(values));
+    }
+  }
+  __device__ __forceinline__ static void fill(uint4* begin, int vectors, int first, int step, uint4 vector) {
+    constexpr int kTogether = 8;
+    uint4* place = begin + first;
 #pragma unroll 1
-      for (int left = vectors - lane; left > 0; left -= kTogether * 32, place += kTogether * 32) {
+    for (int left = vectors - first; left > 0; left -= kTogether * step, place += kTogether * step) {
 #pragma unroll
-        for (int i = 0; i < kTogether; ++i) {
-          if (left > i * 32) place[i * 32] = vector;
-        }
+      for (int i = 0; i < kTogether; ++i) {
+        if (left > i * step) place[i * step] = vector;
       }
     }
   }
@@ -152,21 +177,26 @@ class Storer : Destination<T, kEntry> {
     at += sizeof(Word);
   }
 
-  __device__ __forceinline__ void store_words(const PipelinedItem& item, const PipelinedPhase& phase,
-                                              uint32_t& parity) const {
-#pragma unroll 1
-    for (int position = thread_; position < gather_.positions(); position += 32 * gather_.storing_warps) {
-      memory_.destination_places[position] = destination_place(item, position);
-    }
-    synchronize();
-    ptx::wait(memory_.staged_full(), parity);
-    parity ^= 1;
-    if (gather_.slot_bits[2] != 0) {
-      if constexpr (kMostRowSlots > 1) store_tile<1>(item, phase);
-    } else {
-      store_tile<0>(item, phase);
-    }
+  __device__ __forceinline__ void store_words_of_tiles() const {
+    uint32_t parity = 0;
     ptx::arrive(memory_.staged_free());
+    for (int64_t index = blockIdx.x; index < gather_.items; index += gridDim.x, parity ^= 1) {
+      const PipelinedItem item(gather_, static_cast<int>(index));
+      const PipelinedPhase& phase = gather_.tables.phases[item.phase_block];
+      synchronize();
+#pragma unroll 1
+      for (int position = thread_; position < gather_.positions(); position += 32 * gather_.storing_warps) {
+        memory_.destination_places[position] = destination_place(item, position);
+      }
+      synchronize();
+      ptx::wait(memory_.staged_full(), parity);
+      if (gather_.slot_bits[2] != 0) {
+        if constexpr (kMostRowSlots > 1) store_tile<1>(item, phase);
+      } else {
+        store_tile<0>(item, phase);
+      }
+      ptx::arrive(memory_.staged_free());
+    }
   }
   template <int kBits>
   __device__ __forceinline__ void store_tile(const PipelinedItem& item, const PipelinedPhase& phase) const {
@@ -261,6 +291,7 @@ class Storer : Destination<T, kEntry> {
 
   const PipelinedMemory& memory_;
   const int thread_;
+  int filled_beyond_ = -1;  // how far behind the beginning of a vector the first run lies that was filled last
 };
 
 }  // namespace convt3d::direct

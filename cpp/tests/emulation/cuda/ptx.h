@@ -102,6 +102,7 @@ inline void arrive_announcing(uint32_t barrier, uint32_t bytes) {
   emulation::arrive(barrier);
 }
 inline void wait(uint32_t barrier, uint32_t parity) { emulation::wait(barrier, parity); }
+inline bool has_ended(uint32_t barrier, uint32_t parity) { return emulation::has_ended(barrier, parity); }
 
 inline void copy_bulk(uint32_t shared, const void* global, uint32_t bytes, uint32_t barrier) {
   emulation::copy_bulk(shared, global, bytes);
