@@ -241,10 +241,21 @@ CUBES = {
     "padding of the kernel": Case(2, 128, 64, 1, (16, 16, 32), (3, 3, 3), (2, 2, 2), (3, 1, 3), (1, 1, 1)),
 }
 
-#: Both.
+#: Forward where an H200 has points in TF32: all taps of a source voxel at once, one tile for each block of threads.
+POINTS = {
+    "24 columns": Case(2, 320, 320, 1, (8, 8, 8), (2, 2, 2), (2, 2, 2), (0, 0, 0), (0, 0, 0)),
+    "32 columns": Case(2, 512, 256, 1, (8, 8, 8), (2, 2, 2), (2, 2, 2), (0, 0, 0), (0, 0, 0)),
+    "left over": Case(2, 300, 200, 1, (6, 7, 12), (2, 2, 2), (2, 2, 2), (0, 0, 0), (0, 0, 0)),
+    "groups": Case(2, 256, 128, 2, (8, 12, 16), (2, 2, 2), (2, 2, 2), (0, 0, 0), (0, 0, 0)),
+    "samples": Case(9, 256, 256, 1, (2, 4, 4), (2, 2, 2), (2, 2, 2), (0, 0, 0), (0, 0, 0)),
+    "output beyond": Case(2, 320, 320, 1, (8, 8, 8), (2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 0)),
+}
+
+#: All of these.
 PATTERNS = {
     **{f"windows, {name}": of for name, of in WINDOWS.items()},
     **{f"cubes, {name}": ("forward", case) for name, case in CUBES.items()},
+    **{f"points, {name}": ("forward", case) for name, case in POINTS.items()},
 }
 
 #: Depthwise forward that half types compute by bands on tensor cores: rows of outputs that are whole sectors, whole

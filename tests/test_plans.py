@@ -7,7 +7,19 @@ import dataclasses
 import pytest
 import torch
 
-from cases import BOXED, COPIED, CUBES, FILLED_RUNS, HALF_TYPES, MANY_RUNS, MANY_TILES, TF32_TOO, WINDOWS, Case
+from cases import (
+    BOXED,
+    COPIED,
+    CUBES,
+    FILLED_RUNS,
+    HALF_TYPES,
+    MANY_RUNS,
+    MANY_TILES,
+    POINTS,
+    TF32_TOO,
+    WINDOWS,
+    Case,
+)
 from convt3d_gemm import _C, library
 from convt3d_gemm.costs import problem_of
 from convt3d_gemm.parameters import Triple
@@ -107,6 +119,25 @@ def test_neighbours_of_the_source_serve_all_residues(name: str) -> None:
         dataclasses.replace(case, stride=(1, 2, 2), output_padding=(0, 1, 1)),
     ):
         assert " with cubes" not in planned("forward", layer_of(other)).configuration
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_all_taps_of_a_point_are_multiplied_at_once(name: str) -> None:
+    case = POINTS[name]
+    assert " with points" in planned("forward", layer_of(case)).configuration
+    for other in (
+        dataclasses.replace(case, kernel=(3, 2, 2)),
+        dataclasses.replace(case, padding=(1, 1, 1)),
+        dataclasses.replace(case, output_padding=(0, 0, 1)),
+        dataclasses.replace(case, batch=20 * case.batch),
+    ):
+        assert " with points" not in planned("forward", layer_of(other)).configuration
+
+
+def test_points_have_as_few_blocks_of_columns_as_fill_the_chip() -> None:
+    for columns in (24, 32):
+        configuration = planned("forward", layer_of(POINTS[f"{columns} columns"])).configuration
+        assert configuration.startswith(f"pipelined 8x{columns}x1 boxed")
 
 
 def test_rows_that_begin_anywhere_have_cubes_in_small_volumes() -> None:

@@ -284,6 +284,21 @@ int main() {
       }
     }
   }
+  // Points, on few tiles: blocks of 24 and 32 columns, channels left over, groups, and several samples in a tile; and
+  // what has one tap too many for them.
+  const Target small{Backend::cuda, 8, 90, 228 << 10};
+  for (const int64_t groups : {1, 2}) {
+    for (const int64_t sources : {24, 44, 64}) {
+      for (const int64_t channels : {24, 40, 64}) {
+        for (const Extent& kernel : {two, Extent{3, 2, 2}}) {
+          Problem apart =
+              problem_of(3, sources * groups, channels * groups, groups, {3, 4, 8}, kernel, two, none, none, one);
+          apart.precision = Precision::tf32;
+          checker.check_direct(apart, Operator::forward, kernel == two ? small : kHopper);
+        }
+      }
+    }
+  }
   // Contacts so far outside of a small volume that their places need more than 32 bits.
   Problem far = problem_of(1, 12, 12, 1, {3, 64, 64}, one, {46000, 1, 1}, {45999, 0, 0}, none, one);
   far.dtype = DataType::float64;

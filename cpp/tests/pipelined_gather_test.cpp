@@ -110,13 +110,14 @@ class TableChecker {
   void check_pattern(const PipelinedPhase& phase, const PipelinedPass& pass, const PipelinedStep& step) {
     const StepPattern pattern(gather_.configuration());
     const int voxel = gather_.boxed() ? 4 : 16, row = voxel * gather_.row_pitch, plane = row * gather_.rows;
-    CHECK(step.code == 0) << named_;
+    CHECK(pattern.is_points() ? gather_.channel_groups == pattern.channel_groups() : step.code == 0) << named_;
     for (int part = 0; part < pattern.parts(); ++part) {
       for (int slot = 0; slot < gather_.slots; ++slot) {
         if (!pattern.has(part, slot)) continue;
         const int order = gather_.unit_order[taps_ + pattern.unit(part, slot)];
         CHECK(order != PipelinedGather::kNoTap) << named_ << ": a product without a tap";
-        check_tap(phase, pass, step.shift[0] + pattern.shift(part, plane, row, voxel), order, slot);
+        const int shift = pattern.shift(part, plane, row, voxel, gather_.group_bytes());
+        check_tap(phase, pass, step.shift[0] + shift, order, slot);
       }
     }
     taps_ += pattern.units();
@@ -390,7 +391,7 @@ int main() {
   check_source_loads();
   int taken = 0, with_passes = 0, with_bare_rows = 0, with_kept_weights = 0, with_merged_groups = 0;
   int in_bulk = 0, from_registers = 0, by_others = 0, by_runs = 0, by_filled_runs = 0;
-  int in_place = 0, copied = 0, boxed = 0, with_windows = 0, with_cubes = 0;
+  int in_place = 0, copied = 0, boxed = 0, with_windows = 0, with_cubes = 0, with_points = 0;
   const auto cut_and_check = [&](const NamedProblem& named, Operator op) {
     PipelinedGather gather;
     if (!cut_pipelined_gather(named.problem, op, kTarget, gather)) return std::string();
@@ -408,6 +409,7 @@ int main() {
     boxed += gather.boxed() ? 1 : 0;
     with_windows += gather.pattern == Pattern::windows ? 1 : 0;
     with_cubes += gather.pattern == Pattern::cubes ? 1 : 0;
+    with_points += gather.pattern == Pattern::points ? 1 : 0;
     with_bare_rows += gather.bare_residues[0] != 0 || gather.bare_residues[1] != 0 ? 1 : 0;
     TableChecker(named, op, gather).check();
     return gather.name();
@@ -434,8 +436,9 @@ int main() {
     for (const Operator op : kOperators) reached.insert(cut_and_check(named, op));
   }
   const Extent none{0, 0, 0}, one{1, 1, 1};
-  for (const Extent& kernel : {Extent{1, 2, 2}, Extent{2, 2, 2}}) {  // that equal their strides
-    Problem apart = problem_of(2, 64, 64, 1, {32, 32, 32}, kernel, kernel, none, none, one);
+  for (const Extent& kernel : {Extent{1, 2, 2}, Extent{2, 2, 2}, Extent{3, 2, 2}}) {  // that equal strides, or nearly
+    const Extent stride{std::min<int64_t>(kernel[0], 2), 2, 2};
+    Problem apart = problem_of(2, 64, 64, 1, {32, 32, 32}, kernel, stride, none, none, one);
     for (const DataType dtype : {DataType::float32, DataType::float16, DataType::bfloat16}) {
       for (const int64_t channels : {16, 32, 64}) {
         apart.dtype = dtype;
@@ -443,6 +446,13 @@ int main() {
         apart.out_channels = channels;
         reached.insert(cut_and_check({"kernel = stride", apart}, Operator::forward));
       }
+    }
+  }
+  for (const int64_t size : {4, 8, 12}) {  // of a few tiles
+    for (const int64_t channels : {240, 256, 320}) {
+      Problem deep = problem_of(2, 320, channels, 1, {size, 8, 8}, {2, 2, 2}, {2, 2, 2}, none, none, one);
+      deep.precision = Precision::tf32;
+      reached.insert(cut_and_check({"deep, kernel = stride", deep}, Operator::forward));
     }
   }
   for (const DataType dtype : {DataType::float32, DataType::float16, DataType::bfloat16}) {
@@ -465,7 +475,8 @@ int main() {
   CHECK(by_filled_runs > 0) << by_filled_runs << " in runs that are filled before";
   CHECK(in_place > 100 && copied > 10 && boxed > 50)
       << in_place << " are in place, " << copied << " copied, " << boxed << " boxed";
-  CHECK(with_windows > 20 && with_cubes > 5) << with_windows << " with windows, " << with_cubes << " with cubes";
+  CHECK(with_windows > 20 && with_cubes > 5 && with_points > 5)
+      << with_windows << " with windows, " << with_cubes << " with cubes, " << with_points << " with points";
   CHECK(reached.size() == std::size(kPipelinedGathers)) << reached.size() << " kernels reached";
 
   const auto is_taken = [&](const std::string& name, Problem problem, Operator op) {

@@ -89,7 +89,7 @@ enum class SourceForm : uint8_t { gathered, in_place, copied, boxed };
 
 // What a kernel's steps are: those of a list, or, of pipelined kernels alone, all alike and in the kernel's code, see
 // StepPattern there.
-enum class Pattern : uint8_t { listed, windows, cubes };
+enum class Pattern : uint8_t { listed, windows, cubes, points };
 
 // The kernels that there are: sums for `slots` residues by `columns` channels by 16 * row_blocks positions, in
 // slots * columns * row_blocks / 2 registers of a thread. The exact ones, float32 as three products of TF32, which are

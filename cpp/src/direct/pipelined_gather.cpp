@@ -157,7 +157,7 @@ struct Step {
   Step(const Problem& problem, const Axes& axes, const PipelinedGather& gather, const PipelinedPhase& phase,
        const std::array<int64_t, 3>& offset, const std::array<int64_t, 3>& place)
       : place(place) {
-    if (gather.has_pattern()) {
+    if (gather.has_neighbours()) {
       add_pattern(problem, axes, gather, phase, offset);
       return;
     }
@@ -180,7 +180,7 @@ struct Step {
     }
   }
 
-  // The taps of a pattern's units, whose first part is at this offset.
+  // The taps of the units of a pattern with neighbours, whose first part is at this offset.
   void add_pattern(const Problem& problem, const Axes& axes, const PipelinedGather& gather, const PipelinedPhase& phase,
                    const std::array<int64_t, 3>& offset) {
     const StepPattern pattern(gather.configuration());
@@ -199,8 +199,7 @@ struct Step {
   int32_t shift(const PipelinedGather& gather) const {
     const int64_t row = place[0] * gather.rows + place[1], stride = gather.source_stride[2];
     const int64_t position = row * gather.row_pitch + place[2] % stride * gather.residue_pitch + place[2] / stride;
-    if (gather.boxed()) return static_cast<int32_t>(int64_t{8} * group * gather.channel_pitch + 4 * position);
-    return static_cast<int32_t>(2 * int64_t{group} * gather.half_stride + 16 * position);
+    return static_cast<int32_t>(int64_t{group} * gather.group_bytes() + (gather.boxed() ? 4 : 16) * position);
   }
 };
 
@@ -572,12 +571,12 @@ WayOut way_out_of(const Problem& problem, Operator op, const Axes& axes, const P
     const int word = row % 8 == 0 ? 8 : row % 2 == 0 ? 2 : 1;  // of a lane
     out.storing = 48 * destinations / (32 * word) / gather.storing_warps;
   } else if (by_channels) {
-    // With patterns fitted to 40 measured choices, here and below, and those pairs' to 20.
+    // With patterns of neighbours fitted to 40 measured choices, here and below, and those pairs' to 20.
     out.multiplying = of_thread * (has_pairs ? 45 * std::max(std::pow(512 / run, 0.7), std::pow(run / 512, 0.1))
-                                   : gather.has_pattern() ? (is_half ? 110 : 80)
-                                   : !is_half             ? 35
-                                   : row % 2 == 0         ? 23
-                                                          : 40);
+                                   : gather.has_neighbours() ? (is_half ? 110 : 80)
+                                   : !is_half                ? 35
+                                   : row % 2 == 0            ? 23
+                                                             : 40);
   } else {
     out.multiplying = of_thread * (gather.stores_in_bulk ? (is_half ? 30 : 50) : is_half ? 54 : 71);
   }
@@ -667,13 +666,13 @@ double estimate(const Problem& problem, Operator op, const Axes& axes, const Tar
   const double cycles = walk.busy * tile_cycles(1 / walk.busy) + bare;
   // Fitted to 455 measured choices: in NDHWC few channels of a voxel at a time, and few stages, cost a little more.
   // What is in place or stored by other warps, here and above, to 790 measured choices, what is boxed to 165.
-  const double box =
-      (gather.source_stages == 2 ? 0.04 : 0) + (flows ? 0.02 * (gather.channel_groups - 1) - 0.04 : -0.08);
+  const double box = (gather.source_stages == 2 ? 0.04 : 0) +
+                     (flows && gather.pattern != Pattern::points ? 0.02 * (gather.channel_groups - 1) - 0.04 : -0.08);
   const double slower = (by_channels ? 0 : 0.15 / gather.channel_groups + (gather.source_stages == 2 ? 0.04 : 0)) +
                         (gather.in_place() ? 0.07 : 0) +
-                        (!gather.has_pattern() ? 0
-                         : bytes == 2          ? 0.13
-                                               : 0.07) +
+                        (!gather.has_neighbours() ? 0
+                         : bytes == 2             ? 0.13
+                                                  : 0.07) +
                         out.slower +
                         // Of a source that is copied, to 200 choices; two blocks take turns with the way out.
                         (gather.boxed() ? box : 0) +
@@ -748,8 +747,10 @@ bool set_runs(const Axes& axes, PipelinedGather& gather) {
     busy_blocks += gather.is_bare(1, residue) ? 0 : 1;
   }
   const bool has_blocks = gather.destination_stride[1] % gather.slot_extent[1] == 0;  // of residues that there are
-  gather.whole_planes = busy_blocks == 1 && has_blocks && gather.tiles[2] == 1;
-  gather.fills_runs = gather.whole_planes && gather.bare_residues[1] != 0;
+  const bool has_bare_rows = gather.bare_residues[1] != 0;
+  gather.whole_planes = busy_blocks == 1 && has_blocks && gather.tiles[2] == 1 &&
+                        (!has_bare_rows || may_fill_runs(gather.configuration()));
+  gather.fills_runs = gather.whole_planes && has_bare_rows;
   if (gather.storing_warps > 2 && !gather.fills_runs) return false;
   gather.plane_runs = gather.whole_planes ? 1 : gather.tile[1] * gather.slot_extent[1];
   gather.runs = gather.samples * gather.tile[0] * gather.slot_extent[0] * gather.plane_runs;
@@ -765,41 +766,6 @@ bool set_runs(const Axes& axes, PipelinedGather& gather) {
   constexpr int64_t kLine = 128;
   gather.source_stage_bytes = ceil_divide(gather.source_stage_bytes, kLine) * kLine;
   return gather.runs <= gather.positions();
-}
-
-// How a tile's sums leave, and what room that takes.
-void set_way_out(const Problem& problem, Operator op, const Target& target, PipelinedGather& gather) {
-  const bool forward = op == Operator::forward;
-  const int64_t channels = forward ? problem.group_out_channels() : problem.group_in_channels();
-  const int64_t row = destination_row(problem, op), bytes = gather.element_bytes;
-  const bool has_rows = gather.slot_extent[2] == gather.destination_stride[2];
-  if (gather.storing_warps > 0) {
-    gather.stores_from_registers = false;
-    if (gather.stores_runs) return;  // whose room depends on the tile, see set_runs
-    const int bits = gather.slot_bits[2];
-    const int pitch = staging_pitch(gather.positions() << bits, gather.element_bytes);
-    gather.staging_bytes = bytes * (gather.slots >> bits) * gather.columns * pitch;
-    return;
-  }
-  if (problem.layout == Layout::ncdhw) {
-    // Half types, but for vectors, are written to shared memory and from there by ones and twos. Pairs of floats, of
-    // which four lanes have a sector, leave a block's only tile sooner so, nnunet_deep's in 8400 cycles instead of
-    // 13 700; of many tiles lines are faster, by 2 % on nnunet_mid and 4 % on nnunet_top.
-    const bool has_one_tile = gather.items <= most_blocks(problem, target, gather);
-    gather.stores_from_registers =
-        bytes == 2 ? gather.slot_extent[2] == 1 && !(has_rows && row * bytes % 16 == 0)
-                   : has_one_tile && !gather.exact && gather.slot_extent[2] == 2 && has_rows && row * bytes % 32 == 0;
-    const int64_t floats = gather.stores_from_registers ? 0 : staging_floats(gather.columns, gather.row_blocks);
-    gather.staging_bytes = 4 * gather.warpgroups * floats;
-    return;
-  }
-  // Copies are of 16 bytes and multiples, and slow below 128.
-  gather.whole_rows = has_rows && problem.groups == 1 && gather.column_blocks == 1;
-  const bool has_vectors = channels * bytes % 16 == 0 && gather.columns * bytes % 16 == 0;
-  const int64_t voxel_bytes = std::min<int64_t>(channels, gather.columns) * bytes;
-  gather.stores_in_bulk = has_vectors && (gather.whole_rows || voxel_bytes >= 128);
-  const int round = bulk_bytes(gather.slot_extent[2], gather.columns, gather.element_bytes);
-  gather.staging_bytes = gather.stores_in_bulk ? int64_t{4} * gather.warpgroups * bulk_buffers(round) * round : 0;
 }
 
 // Tries every tile with the kernel that `gather` names, and keeps the cheapest that the tables have room for in `best`.
@@ -827,9 +793,9 @@ void try_tiles(const Problem& problem, Operator op, const Axes& axes, const Targ
         gather.items = ceil_divide<int64_t>(problem.batch, gather.samples) * problem.groups * gather.phase_blocks *
                        gather.column_blocks * gather.tiles[0] * gather.tiles[1] * gather.tiles[2];
         if (gather.items > kGatherLimit) continue;
+        if (gather.pattern == Pattern::points && gather.items > most_blocks(problem, target, gather)) continue;
         // What a block stores of its last tile is beside nothing.
         if (gather.storing_warps > 0 && gather.items < 4 * most_blocks(problem, target, gather)) continue;
-        set_way_out(problem, op, target, gather);
         if (gather.stores_runs && !set_runs(axes, gather)) continue;
         for (const bool keeps_weights : {false, true}) {
           gather.keeps_weights = keeps_weights;
@@ -874,6 +840,39 @@ bool set_strides(const Problem& problem, Operator op, const Axes& axes, Pipeline
   return gather.phase_blocks <= kMaximumPhases && gather.phase_blocks * passes <= kMaximumPasses;
 }
 
+// How sums leave, and what room that takes.
+void set_way_out(const Problem& problem, Operator op, PipelinedGather& gather) {
+  const bool forward = op == Operator::forward;
+  const int64_t channels = forward ? problem.group_out_channels() : problem.group_in_channels();
+  const int64_t row = destination_row(problem, op), bytes = gather.element_bytes;
+  const bool has_rows = gather.slot_extent[2] == gather.destination_stride[2];
+  if (gather.storing_warps > 0) {
+    gather.stores_from_registers = false;
+    if (gather.stores_runs) return;  // whose room depends on the tile, see set_runs
+    const int bits = gather.slot_bits[2];
+    const int pitch = staging_pitch(gather.positions() << bits, gather.element_bytes);
+    gather.staging_bytes = bytes * (gather.slots >> bits) * gather.columns * pitch;
+    return;
+  }
+  if (problem.layout == Layout::ncdhw) {
+    // Half types, but for vectors, are written to shared memory and from there by ones and twos. Pairs of floats, of
+    // which four lanes have a sector, leave a block's only tile sooner so, nnunet_deep's in 8400 cycles instead of
+    // 13 700; of many tiles lines are faster.
+    gather.stores_from_registers = gather.pattern == Pattern::points ||
+                                   (bytes == 2 && gather.slot_extent[2] == 1 && !(has_rows && row * bytes % 16 == 0));
+    const int64_t floats = gather.stores_from_registers ? 0 : staging_floats(gather.columns, gather.row_blocks);
+    gather.staging_bytes = 4 * gather.warpgroups * floats;
+    return;
+  }
+  // Copies are of 16 bytes and multiples, and slow below 128.
+  gather.whole_rows = has_rows && problem.groups == 1 && gather.column_blocks == 1;
+  const bool has_vectors = channels * bytes % 16 == 0 && gather.columns * bytes % 16 == 0;
+  const int64_t voxel_bytes = std::min<int64_t>(channels, gather.columns) * bytes;
+  gather.stores_in_bulk = has_vectors && (gather.whole_rows || voxel_bytes >= 128);
+  const int round = bulk_bytes(gather.slot_extent[2], gather.columns, gather.element_bytes);
+  gather.staging_bytes = gather.stores_in_bulk ? int64_t{4} * gather.warpgroups * bulk_buffers(round) * round : 0;
+}
+
 // Of the loading warps, so many that store instead; and whether they store runs.
 struct Storing {
   int warps;
@@ -915,11 +914,20 @@ bool has_edge_of_cubes(const GatherAxis& axis) {
   return axis.residues[1][0].offset == offset && axis.residues[1][1].offset == offset + 1;
 }
 
+// Whether each of two residues has one tap, at the same offset.
+bool has_points(const GatherAxis& axis) {
+  return axis.destination_stride == 2 && axis.residues[0].size() == 1 && axis.residues[1].size() == 1 &&
+         axis.residues[0][0].offset == axis.residues[1][0].offset;
+}
+
 // Whether the kernel's pattern is the problem's. In NDHWC few columns leave 128 bytes at a time, which is slower than
 // cubes are faster: unet3d_k3s2 0.167 and 0.191 ms in TF32.
-bool suits_pattern(const Problem& problem, const Axes& axes, const PipelinedGather& gather) {
+bool suits_pattern(const Problem& problem, Operator op, const Axes& axes, const PipelinedGather& gather) {
   if (gather.pattern == Pattern::listed) return true;
   if (gather.pattern == Pattern::windows) return has_windows(axes[0], gather);
+  if (gather.pattern == Pattern::points) {
+    return has_whole_sectors(problem, op) && std::all_of(axes.begin(), axes.end(), has_points);
+  }
   return problem.layout == Layout::ncdhw && std::all_of(axes.begin(), axes.end(), has_edge_of_cubes);
 }
 
@@ -927,7 +935,7 @@ bool suits_pattern(const Problem& problem, const Axes& axes, const PipelinedGath
 void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Target& target, int64_t sources,
                 const PipelinedGather& kernel, double& least, PipelinedGather& best) {
   const int64_t group_channels = 32 / gather_element_bytes(problem);
-  if (!suits_pattern(problem, axes, kernel)) return;
+  if (!suits_pattern(problem, op, axes, kernel)) return;
   for (const int split : {0, 1, 2}) {  // axes whose residues have passes of their own
     if (split > 0 && (axes[split - 1].source_stride == 1 || kernel.has_pattern())) continue;
     PipelinedGather gather = kernel;
@@ -936,6 +944,8 @@ void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Tar
     const Walk walk(axes, gather);
     for (const int channel_groups : {1, 2, 4}) {
       if (channel_groups > 1 && sources <= channel_groups / 2 * group_channels) continue;
+      if (kernel.pattern == Pattern::points && channel_groups != StepPattern(kernel.configuration()).channel_groups())
+        continue;
       if (walk.all_steps * channel_groups > kMaximumPipelinedSteps ||
           walk.all_units * gather.band() * channel_groups > kMaximumTaps)
         continue;
@@ -961,6 +971,7 @@ void try_kernel(const Problem& problem, Operator op, const Axes& axes, const Tar
           // One warp has boxes copied, others watch.
           if (gather.boxed() && watches_source(gather.configuration()) && gather.source_threads() < 64) continue;
           if (gather.storing_warps > 0 && !can_hand_over(problem, op, gather)) continue;
+          set_way_out(problem, op, gather);
           try_tiles(problem, op, axes, target, walk, gather, least, best);
         }
       }
@@ -1011,9 +1022,10 @@ std::string PipelinedGather::name() const {
           : copied()   ? " copied"
           : boxed()    ? " boxed"
                        : "") +
-         (pattern == Pattern::windows ? " with windows"
-          : pattern == Pattern::cubes ? " with cubes"
-                                      : "");
+         (pattern == Pattern::windows  ? " with windows"
+          : pattern == Pattern::cubes  ? " with cubes"
+          : pattern == Pattern::points ? " with points"
+                                       : "");
 }
 
 SourceLoads source_loads(const Problem& problem, Operator op, const PipelinedGather& gather, uintptr_t address) {

@@ -146,12 +146,12 @@ class Multiplier : Destination<T, kEntry> {
         ptx::wait_for_products<0>();
         free_stages();
       }
-      if (gather_.storing_warps > 0) {
+      if constexpr (kConfiguration.pattern == Pattern::points) {
+        store_from_registers(item, phase);
+      } else if (gather_.storing_warps > 0) {
         hand_over(item, phase);
-      } else if (gather_.stores_from_registers && gather_.slot_bits[2] != 0) {
-        store_from_registers<1>(item, phase);
       } else if (gather_.stores_from_registers) {
-        store_from_registers<0>(item, phase);
+        store_from_registers(item, phase);
       } else if (arguments_.channels_first && gather_.slot_bits[2] != 0) {
         store_by_channels<1>(item, phase);
       } else if (arguments_.channels_first) {
@@ -526,7 +526,9 @@ class Multiplier : Destination<T, kEntry> {
   // groups of about as many products. When a group begins, the kPending before it may be under way; behind its products
   // the parts are loaded of the group that is kAhead further on, in this step or the next.
   static constexpr int kStepParts = StepPattern(kConfiguration).parts();
-  static constexpr int kGroups = StepPattern(kConfiguration).is_windows() ? kSlots : 6;
+  static constexpr int kGroups = kConfiguration.pattern == Pattern::windows  ? kSlots
+                                 : kConfiguration.pattern == Pattern::points ? kStepParts
+                                                                             : 6;
   static constexpr int kPending = 2, kAhead = 2;
   static_assert(kPending + kAhead <= kGroups);
   static constexpr int products_before(int part) {
@@ -551,7 +553,7 @@ class Multiplier : Destination<T, kEntry> {
     for (int part = kFirstPart<kGroup>; part < kFirstPart<kGroup + 1>; ++part) {
 #pragma unroll
       for (int block = 0; block < kRowBlocks; ++block) {
-        const int shift = kPattern.shift(part, plane_bytes_, row_bytes_, kVoxelBytes);
+        const int shift = kPattern.shift(part, plane_bytes_, row_bytes_, kVoxelBytes, group_bytes_);
         load_fragment(parts[part][block], block, source + shift);
       }
     }
@@ -802,13 +804,11 @@ class Multiplier : Destination<T, kEntry> {
     }
   }
 
-  // NCDHW, half types where a tile has one residue along the width, and floats where it has both: each thread writes
+  // NCDHW, half types where a tile has one residue along the width, and points, which have both: each thread writes
   // what it has. Eight lanes have neighbours of the tile's row, which in the volume are a stride apart, and four lanes
   // a channel each.
-  template <int kBits>
   __device__ __forceinline__ void store_from_registers(const PipelinedItem& item, const PipelinedPhase& phase) {
-    constexpr int kRow = 1 << kBits;
-    if constexpr (kRow > kMostRowSlots) return;
+    constexpr int kRow = kConfiguration.pattern == Pattern::points ? 2 : 1;
     const GatherVolume& to = arguments_.to;
     const int left = to.group_channels - item.column_block * kColumns - lane_ % 4 * 2;
     T* const destination = destination_of(item) + static_cast<int64_t>(lane_ % 4 * 2) * to.channel_stride;
@@ -1097,6 +1097,7 @@ class Multiplier : Destination<T, kEntry> {
   // A stage's source, for patterns: from one voxel, row and plane to the next.
   static constexpr int kVoxelBytes = kBoxed ? 4 : 16;
   const int row_bytes_ = kVoxelBytes * gather_.row_pitch, plane_bytes_ = row_bytes_ * gather_.rows;
+  const int group_bytes_ = gather_.group_bytes();
   uint32_t staged_parity_ = 0;
   // Barriers of stages that products may still be read from, in place and from piece to piece.
   uint32_t weights_to_free_ = 0, source_to_free_ = 0;

@@ -27,10 +27,10 @@ class Storer : Destination<T, kEntry> {
       : Base(arguments), memory_(memory), thread_(thread) {}
 
   __device__ __forceinline__ void run() {
-    if (gather_.fills_runs) {
+    if (kMayFill && gather_.fills_runs) {
       GapFiller<T> gaps(arguments_, memory_, thread_ / 32);
       fill_runs(blockIdx.x, 0);
-      store_runs_of_tiles([&gaps](uint32_t full, uint32_t parity) {
+      store_runs_of_tiles<kMayFill>([&gaps](uint32_t full, uint32_t parity) {
         while (__any_sync(0xffffffffu, !ptx::has_ended(full, parity))) {
           if (!gaps.store_some()) return ptx::wait(full, parity);
         }
@@ -39,7 +39,7 @@ class Storer : Destination<T, kEntry> {
       }
       ptx::wait_for_bulk_stores<0>();
     } else if (gather_.stores_runs) {
-      store_runs_of_tiles([](uint32_t full, uint32_t parity) { ptx::wait(full, parity); });
+      store_runs_of_tiles<false>([](uint32_t full, uint32_t parity) { ptx::wait(full, parity); });
     } else if constexpr (hands_over_words(kConfiguration, sizeof(T))) {
       store_words_of_tiles();
     }
@@ -47,6 +47,7 @@ class Storer : Destination<T, kEntry> {
 
  private:
   static constexpr int kHanded = handed_columns(kConfiguration, sizeof(T));
+  static constexpr bool kMayFill = may_fill_runs(kConfiguration);
   using Element = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
 
   __device__ __forceinline__ void synchronize() const {
@@ -74,7 +75,7 @@ class Storer : Destination<T, kEntry> {
     return result;
   }
   // `wait` is for the barrier of what is handed over, with its parity.
-  template <class Wait>
+  template <bool kFills, class Wait>
   __device__ __forceinline__ void store_runs_of_tiles(const Wait& wait) {
     uint32_t parity = 0;
     ptx::arrive(memory_.staged_free());
@@ -92,7 +93,7 @@ class Storer : Destination<T, kEntry> {
         wait(memory_.staged_full(), parity);
         store_channels_of_runs(destination_of(item) + first * static_cast<int64_t>(arguments_.to.channel_stride),
                                min(kColumns, arguments_.to.group_channels - item.column_block * kColumns) - first);
-        if (gather_.fills_runs) {
+        if constexpr (kFills) {
           const int next = first + kHanded;
           synchronize();  // all have been copied from
           fill_runs(next < kColumns ? index : index + gridDim.x, next < kColumns ? next : 0);
