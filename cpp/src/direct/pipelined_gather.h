@@ -316,7 +316,7 @@ struct PipelinedGather {
   bool in_place() const { return form == SourceForm::in_place; }
   bool copied() const { return form == SourceForm::copied; }
   CONVT3D_HOST_DEVICE bool boxed() const { return form == SourceForm::boxed; }
-  bool is_bare(int axis, int64_t residue) const { return bare_residues[axis] >> residue & 1; }
+  CONVT3D_HOST_DEVICE bool is_bare(int axis, int64_t residue) const { return bare_residues[axis] >> residue & 1; }
   // With filled runs, the first row of a plane that none of them has.
   CONVT3D_HOST_DEVICE int64_t first_bare_row() const { return tiles[1] * tile[1] * destination_stride[1]; }
   CONVT3D_HOST_DEVICE int parts() const {

@@ -10,9 +10,9 @@
 namespace convt3d::direct {
 
 // Of planes and rows without taps what is in no run, in NCDHW: the bias of its channel alone, stored in bulk from a few
-// KB of it. What lies between the runs of two planes, so, for which one there is no tap or none at all, is a gap, which
-// is one warp's. Traffic: each gap once, beside the products and what bounds them; little enough at a time to keep
-// nothing waiting that the same unit copies, such as weights.
+// KB of it. What lies between the runs of two planes is a gap, which one warp stores. Traffic: each gap once, beside
+// the products; few KB at a time, so that what the same unit copies, such as weights, need not wait long. Bound by
+// memory.
 template <class T>
 class GapFiller {
  public:
@@ -60,8 +60,8 @@ class GapFiller {
       if (sample >= arguments_.batch) return false;
       const int channel = static_cast<int>(gap_ - number * to.channels);
       const int depth = static_cast<int>(number - sample * planes);
-      const int before = depth > 0 && !is_bare(depth - 1) ? behind : 0;
-      left_ = before + (depth < to.size[0] && is_bare(depth) ? plane : 0);
+      const int before = depth > 0 && !has_no_tap(depth - 1) ? behind : 0;
+      left_ = before + (depth < to.size[0] && has_no_tap(depth) ? plane : 0);
       next_ = arguments_.destination + sample * to.sample_stride + channel * static_cast<int64_t>(to.channel_stride) +
               (depth * plane - before);
       if (left_ > 0 && arguments_.bias != nullptr) {
@@ -72,8 +72,8 @@ class GapFiller {
     }
     return true;
   }
-  __device__ __forceinline__ bool is_bare(int depth) const {
-    return (gather_.bare_residues[0] >> depth % gather_.destination_stride[0] & 1) != 0;
+  __device__ __forceinline__ bool has_no_tap(int depth) const {
+    return gather_.is_bare(0, depth % gather_.destination_stride[0]);
   }
   __device__ __forceinline__ void fill_constants(T constant) {
     constant_ = constant;
